@@ -1,0 +1,180 @@
+"""Arguments that cannot be used: what was given, and what is expected."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "ArgumentError",
+    "check_cross_entropy_numbers",
+    "check_cross_entropy_tensors",
+    "check_dim",
+    "check_dtype",
+    "check_input",
+    "check_label_weight",
+    "check_normalizer",
+]
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+LABELS = (
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+)
+
+
+class ArgumentError(ValueError, RuntimeError):
+    """A value that cannot be used: a ValueError, and the RuntimeError that torch raises for it."""
+
+
+def check_input(name: str, input: object, dtype: torch.dtype | None) -> None:
+    """Raise unless `input` is a tensor of a dtype that has a softmax, by itself or as `dtype`."""
+    if not isinstance(input, Tensor):
+        raise TypeError(f"input must be a Tensor, got {type(input).__name__}")
+    if input.dtype not in FLOATS and (dtype is None or input.dtype.is_complex):
+        raise NotImplementedError(
+            f"{name} is not implemented for {input.dtype}: expected a floating-point input "
+            "(float64, float32, bfloat16 or float16)"
+        )
+    check_dtype(name, dtype)
+
+
+def check_dtype(name: str, dtype: torch.dtype | None) -> None:
+    """Raise unless `dtype` is None or one that has a softmax."""
+    if dtype is not None and dtype not in FLOATS:
+        raise NotImplementedError(
+            f"{name} is not implemented for dtype={dtype}: expected float64, float32, bfloat16 or "
+            "float16"
+        )
+
+
+def check_dim(dim: int, input: Tensor) -> int:
+    """Return `dim` counted from the front, or raise IndexError; a scalar has the dimension 0."""
+    if isinstance(dim, bool) or not isinstance(dim, int):
+        raise TypeError(f"dim must be an int, got {type(dim).__name__}")
+    n = max(input.dim(), 1)
+    if not -n <= dim < n:
+        raise IndexError(
+            f"Dimension out of range (expected to be in range of [{-n}, {n - 1}], but got {dim})"
+        )
+    return dim % n
+
+
+def check_cross_entropy_numbers(
+    reduction: str,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float | None,
+    logit_scale: float,
+    dtype: torch.dtype | None,
+) -> None:
+    """Raise unless every option has a value that means something."""
+    check_dtype("cross_entropy", dtype)
+    if reduction not in ("none", "mean", "sum"):
+        raise ArgumentError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ArgumentError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
+    if not 0.0 <= z_loss < math.inf:
+        raise ArgumentError(f"z_loss must be a finite number, 0 or more, got {z_loss}")
+    if softcap is not None and not 0.0 < softcap < math.inf:
+        raise ArgumentError(f"softcap must be a finite number above 0, or None, got {softcap}")
+    if not -math.inf < logit_scale < math.inf:
+        raise ArgumentError(f"logit_scale must be a finite number, got {logit_scale}")
+
+
+def check_normalizer(normalizer: float | Tensor | None, reduction: str) -> None:
+    """Raise unless the mean's denominator is a number above 0 or a 0-d tensor, for the mean."""
+    if normalizer is None:
+        return
+    if reduction != "mean":
+        raise ArgumentError(
+            f"normalizer replaces the denominator of reduction='mean', got reduction={reduction!r}"
+        )
+    if isinstance(normalizer, Tensor):
+        # its value stays unread: that would wait for the device
+        if normalizer.dim() != 0:
+            raise ArgumentError(
+                f"normalizer must be a number or a 0-d tensor, got shape {tuple(normalizer.shape)}"
+            )
+    elif not 0.0 < normalizer < math.inf:
+        raise ArgumentError(f"normalizer must be a finite number above 0, got {normalizer}")
+
+
+def check_cross_entropy_tensors(
+    input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int
+) -> None:
+    """Raise unless shapes, dtypes and devices of the tensors fit each other."""
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target must be a Tensor, got {type(target).__name__}")
+    if input.dim() == 0:
+        raise ArgumentError("input must be (C), (N, C) or (N, C, d1, ..., dk), got a 0-d tensor")
+    if target.device != input.device:
+        raise ArgumentError(
+            f"target must be on the device of input: expected {input.device}, got {target.device}"
+        )
+    if target.shape == input.shape:
+        _check_probabilities(target, ignore_index)
+    else:
+        _check_labels(input, target)
+    if weight is not None:
+        _check_weight(input, weight)
+
+
+def _check_probabilities(target: Tensor, ignore_index: int) -> None:
+    if target.dtype not in FLOATS:
+        raise ArgumentError(
+            "target has the shape of input, so it must hold class probabilities: expected a "
+            f"floating-point dtype, got {target.dtype}"
+        )
+    if ignore_index >= 0:
+        raise ArgumentError(
+            "ignore_index is not supported for class probabilities: expected a negative value, "
+            f"got {ignore_index}"
+        )
+
+
+def _check_labels(input: Tensor, target: Tensor) -> None:
+    shape = (*input.shape[:1], *input.shape[2:]) if input.dim() > 1 else ()
+    if target.shape != shape and not (shape == () and target.shape == (1,)):
+        raise ArgumentError(
+            f"target must hold a label for each row of input, shape {tuple(shape)}, or class "
+            f"probabilities, shape {tuple(input.shape)}; got shape {tuple(target.shape)}"
+        )
+    if target.dtype not in LABELS:
+        raise ArgumentError(
+            f"target must hold labels of an integer dtype (its shape is not that of input), got "
+            f"{target.dtype}"
+        )
+
+
+def _check_weight(input: Tensor, weight: Tensor) -> None:
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight must be a Tensor or None, got {type(weight).__name__}")
+    classes = input.shape[1 if input.dim() > 1 else 0]
+    if weight.shape != (classes,):
+        raise ArgumentError(
+            f"weight must have one entry per class: expected shape ({classes},), got "
+            f"{tuple(weight.shape)}"
+        )
+    if weight.device != input.device:
+        raise ArgumentError(
+            f"weight must be on the device of input: expected {input.device}, got {weight.device}"
+        )
+    if weight.dtype not in FLOATS:
+        raise ArgumentError(f"weight must have a floating-point dtype, got {weight.dtype}")
+
+
+def check_label_weight(input: Tensor, weight: Tensor | None, dtype: torch.dtype) -> None:
+    """Raise unless the class weights of labels have the dtype of the input, or of the result."""
+    if weight is not None and weight.dtype not in (input.dtype, dtype):
+        raise ArgumentError(
+            f"weight must have the dtype of input: expected {input.dtype}, got {weight.dtype}"
+        )

@@ -1,0 +1,367 @@
+"""Cross-entropy: one formula for every kind of target and every option.
+
+With x the input, z = s·tanh(α x / s) the logits (z = x by default), p = softmax(z),
+lse = log Σ_k exp(z_k), ỹ_k the weight of class k in the row (`kernels.targets`) and m = Σ_k ỹ_k,
+
+    ℓ              = m·lse − ⟨ỹ, z⟩ + λ·lse²
+    ∂ℓ/∂z_s        = Σ_k ∂ℓ/∂p_k · J_ks = c·p_s − ỹ_s           with c = m + 2λ·lse
+
+and, g being the upstream gradient of ℓ and h that of lse, both one number a row,
+
+    dz             = a·p − g·ỹ                                  with a = g·c + h
+    ∂⟨u, dz⟩/∂z    = a·J u + 2λ·g·⟨p, u⟩·p                      J u = contract(p, u)
+    ∂⟨u, dz⟩/∂g    = c·⟨p, u⟩ − ⟨ỹ, u⟩       ∂⟨u, dz⟩/∂h = ⟨p, u⟩
+    ∂⟨u, dz⟩/∂ỹ    = g·(⟨p, u⟩ − u)
+
+The Hessian is symmetric, so the second line is the double backward (u a cotangent) and the forward
+mode of the backward (u a tangent). ∂ℓ/∂ỹ_k = lse − z_k is what probabilities and weights receive.
+
+Sources: softmax and its Jacobian, Bridle (1990); label smoothing, Szegedy et al. (2016); z-loss,
+de Brébisson and Vincent (2016) and PaLM (Chowdhery et al., 2022, section 5); the soft cap of the
+logits, Bello et al. (2017) and Gemma 2 (2024, section 2).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple, overload
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from custom_ops import kernels
+from custom_ops.apply import apply
+from custom_ops.autocast import in_autocast
+from custom_ops.checks import (
+    check_cross_entropy_numbers,
+    check_cross_entropy_tensors,
+    check_input,
+    check_label_weight,
+    check_normalizer,
+)
+from custom_ops.kernels import Options, eager, targets
+from custom_ops.softmax import contract
+
+__all__ = ["CrossEntropyStats", "cross_entropy"]
+
+
+class CrossEntropyStats(NamedTuple):
+    """What the pass over the logits also found, one a row; an ignored row has 0 and −1."""
+
+    lse: Tensor  #: log Σ_k exp(z_k), in float32 or better; differentiable
+    prediction: Tensor  #: arg-max of the logits, int64
+
+
+@overload
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = ...,
+    ignore_index: int = ...,
+    reduction: str = ...,
+    label_smoothing: float = ...,
+    *,
+    z_loss: float = ...,
+    softcap: float | None = ...,
+    logit_scale: float = ...,
+    normalizer: float | Tensor | None = ...,
+    dtype: torch.dtype | None = ...,
+    return_stats: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = ...,
+    ignore_index: int = ...,
+    reduction: str = ...,
+    label_smoothing: float = ...,
+    *,
+    z_loss: float = ...,
+    softcap: float | None = ...,
+    logit_scale: float = ...,
+    normalizer: float | Tensor | None = ...,
+    dtype: torch.dtype | None = ...,
+    return_stats: Literal[True],
+) -> tuple[Tensor, CrossEntropyStats]: ...
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    normalizer: float | Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    return_stats: bool = False,
+) -> Tensor | tuple[Tensor, CrossEntropyStats]:
+    """Return the cross-entropy of softmax(input) and target, as torch.nn.functional.cross_entropy.
+
+        ℓ = Σ_k ỹ_k (lse − z_k) + z_loss · lse²,      z = softcap · tanh(logit_scale · input/softcap)
+
+    where ỹ_k = w_k ((1 − ε) y_k + ε/C), y is one-hot for labels and ε = label_smoothing. A class
+    with ỹ_k = 0 adds nothing, also where z_k is −inf: 0 · log 0 = 0.
+
+    Args:
+        input: logits, (C), (N, C) or (N, C, d1, …, dk); float64, float32, bfloat16 or float16.
+        target: labels in 0 … C − 1, (), (N) or (N, d1, …, dk), of any integer dtype; or class
+            probabilities in the shape of `input`, to which the gradient flows too.
+        weight: w, (C,), one weight a class; 1 if None. The gradient flows to it.
+        ignore_index: a label whose rows add exactly 0 to loss and gradient, whatever their logits.
+        reduction: "none" (a loss a row), "sum", or "mean": the sum divided by Σ w_t over the rows
+            that count (labels), or by the number of rows (probabilities).
+        label_smoothing: ε in [0, 1].
+        z_loss: λ ≥ 0; adds λ·lse² to the loss of a row.
+        softcap: s > 0; caps the logits smoothly to (−s, s).
+        logit_scale: α; multiplies the input, before the cap.
+        normalizer: a number above 0 or a 0-d tensor; replaces the denominator of the mean, so that
+            the losses of micro-batches add up to that of the batch.
+        dtype: of the loss, and of its computation if float64; from half-precision logits, float32
+            gives the loss before it is rounded, and nothing is converted in memory.
+        return_stats: whether to return (loss, stats) with the rows' `lse` and `prediction`.
+
+    Returns:
+        The loss: 0-d, or a row each for "none": (), (N) or (N, d1, …, dk).
+
+    Raises:
+        IndexError: a label out of range, named with its position (on the CPU; on other devices,
+            where reading it would wait, the loss of that row is NaN).
+        ValueError: an option or a shape that cannot be used (also a RuntimeError, as in torch).
+        NotImplementedError: the input is not of a floating-point type.
+        TypeError: not a tensor.
+
+    >>> input = torch.tensor([[2.0, 0.0], [0.0, 0.0]])
+    >>> cross_entropy(input, torch.tensor([0, 1]), reduction="none")
+    tensor([0.1269, 0.6931])
+    """
+    check_input("cross_entropy", input, None)
+    check_cross_entropy_tensors(input, target, weight, ignore_index)
+    check_cross_entropy_numbers(reduction, label_smoothing, z_loss, softcap, logit_scale, dtype)
+    check_normalizer(normalizer, reduction)
+    if dtype is None and in_autocast(input):
+        dtype = torch.float32
+    soft = target.is_floating_point()
+    result_dtype = dtype or _promoted(input, target, weight)
+    if not soft:
+        check_label_weight(input, weight, result_dtype)
+        if input.dim() == 1:
+            target = target.reshape(())
+    dim = 1 if input.dim() > 1 else 0
+    o = Options(
+        dim=dim,
+        dtype=kernels.statistics_dtype(result_dtype),
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        logit_scale=logit_scale,
+        softcap=softcap,
+        predict=return_stats,
+    )
+    loss, M, L, prediction = apply(_CrossEntropy, input, target, weight, o)
+    if reduction != "none":
+        loss = loss.sum()
+    if reduction == "mean":
+        loss = loss / (_rows(input, target, weight, o) if normalizer is None else normalizer)
+    loss = loss.to(result_dtype)
+    return (loss, CrossEntropyStats(M + L, prediction)) if return_stats else loss
+
+
+def _promoted(input: Tensor, target: Tensor, weight: Tensor | None) -> torch.dtype:
+    """The dtype of the loss, in which probabilities and their weights take part as in torch."""
+    dtype = input.dtype
+    if target.is_floating_point():
+        dtype = torch.promote_types(dtype, target.dtype)
+        if weight is not None:
+            dtype = torch.promote_types(dtype, weight.dtype)
+    return dtype
+
+
+def _rows(input: Tensor, target: Tensor, weight: Tensor | None, o: Options) -> Tensor | float:
+    """The mean's denominator."""
+    classes = input.shape[o.dim]
+    if target.is_floating_point():
+        return input.numel() / classes if classes else float("nan")
+    return targets.label_weights(target, classes, weight, o).sum()
+
+
+class _CrossEntropy(Function):
+    """(ℓ, M, L, prediction) a row. M is a constant shift: lse = M + L has the derivative of L."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(input: Tensor, target: Tensor, weight: Tensor | None, o: Options) -> Any:
+        return kernels.cross_entropy(input, target, weight, o)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        input, target, weight, ctx.o = inputs
+        _, M, L, prediction = output
+        ctx.mark_non_differentiable(*([M] if prediction is None else [M, prediction]))
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(input, target, weight, M, L)
+        ctx.save_for_forward(input, target, weight)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor | None, _: None, h: Tensor | None, __: None) -> Any:
+        input, target, weight, M, L = ctx.saved_tensors
+        if g is None:
+            g = torch.zeros_like(L)
+        d_input = d_target = d_weight = None
+        if ctx.needs_input_grad[0]:
+            d_input = apply(_CrossEntropyVjp, input, target, weight, g, h, M, L, ctx.o)
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            r = _Row.of(input, target, weight, ctx.o)
+            d_y = g.unsqueeze(ctx.o.dim) * r.surprisal  # ∂ℓ/∂ỹ_k = lse − z_k
+            d_target, d_weight = targets.pull_back(r.s, target, weight, d_y, ctx.o)
+        return d_input, d_target, d_weight, None
+
+
+class _CrossEntropyWithJvp(_CrossEntropy):
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor | None, dy: Tensor | None, dw: Tensor | None, _: None) -> Any:
+        input, target, weight = ctx.saved_tensors
+        r = _Row.of(input, target, weight, ctx.o)
+        d_y = targets.push_forward(r.s, weight, dy, dw, ctx.o)
+        d_loss = d_L = r.sum(torch.zeros_like(r.p))
+        if dx is not None:
+            dz = r.into_logits(dx)
+            d_L = r.sum(r.p * dz)  # ∂lse/∂z_s = p_s
+            d_loss = r.c * d_L - r.sum(targets.product(r.y, dz))
+        if d_y is not None:
+            d_loss = d_loss + r.sum(targets.product(d_y, r.surprisal))
+        return d_loss.squeeze(ctx.o.dim), None, d_L.squeeze(ctx.o.dim), None
+
+
+_CrossEntropy.with_jvp = _CrossEntropyWithJvp  # type: ignore[attr-defined]
+
+
+class _CrossEntropyVjp(Function):
+    """dx = z'(x) ⊙ (a·p − g·ỹ), whose derivative goes through the contraction.
+
+    M and L only save the kernel a pass: p is a function of the input, so they receive nothing.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        input: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        g: Tensor,
+        h: Tensor | None,
+        M: Tensor,
+        L: Tensor,
+        o: Options,
+    ) -> Tensor:
+        return kernels.cross_entropy_vjp(input, target, weight, g, h, M, L, o)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, _, _, ctx.o = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> Any:
+        input, target, weight, g, h = ctx.saved_tensors
+        r = _Row.of(input, target, weight, ctx.o)
+        G, H = r.upstream(g), r.upstream(h)
+        u = r.into_logits(v)
+        pu = r.sum(r.p * u)
+        d_input = r.hessian_product(v, G, H).to(input.dtype)
+        d_g = r.c * pu - r.sum(targets.product(r.y, u))
+        d_target, d_weight = targets.pull_back(r.s, target, weight, G * (pu - u), ctx.o)
+        d_h = None if h is None else pu.squeeze(ctx.o.dim)
+        return d_input, d_target, d_weight, d_g.squeeze(ctx.o.dim), d_h, None, None, None
+
+
+class _CrossEntropyVjpWithJvp(_CrossEntropyVjp):
+    @staticmethod
+    def jvp(
+        ctx: Any,
+        dx: Tensor | None,
+        dy: Tensor | None,
+        dw: Tensor | None,
+        dg: Tensor | None,
+        dh: Tensor | None,
+        *_: None,
+    ) -> Tensor:
+        input, target, weight, g, h = ctx.saved_tensors
+        r = _Row.of(input, target, weight, ctx.o)
+        G, H = r.upstream(g), r.upstream(h)
+        d_y = targets.push_forward(r.s, weight, dy, dw, ctx.o)
+        out = torch.zeros_like(r.p) if dx is None else r.hessian_product(dx, G, H)
+        d_a, d_gy = r.c * r.upstream(dg) + r.upstream(dh), r.upstream(dg) * r.y
+        if d_y is not None:
+            d_a, d_gy = d_a + G * r.sum(d_y), d_gy + G * d_y
+        return (out + r.slope * (d_a * r.p - d_gy)).to(input.dtype)
+
+
+_CrossEntropyVjp.with_jvp = _CrossEntropyVjpWithJvp  # type: ignore[attr-defined]
+
+
+class _Row(NamedTuple):
+    """The formulas' letters as plain differentiable algebra, the class dimension kept.
+
+    Ignored rows are looked at nowhere: their logits stand as 0, and whatever is summed over a row
+    or multiplied with it passes through `counted` first.
+    """
+
+    s: Tensor
+    y: Tensor
+    p: Tensor
+    surprisal: Tensor  # lse − z_k = −log p_k
+    c: Tensor
+    slope: Tensor | float  # z'(x)
+    bend: Tensor | float  # z''(x)
+    ignored: Tensor | None
+    o: Options
+
+    @staticmethod
+    def of(input: Tensor, target: Tensor, weight: Tensor | None, o: Options) -> _Row:
+        ignored = None
+        if not target.is_floating_point():
+            ignored = (target == o.ignore_index).unsqueeze(o.dim)
+            input = input.masked_fill(ignored, 0.0)
+        z, slope, bend = eager.capped(input, o)
+        M, L = eager.statistics(z, o.dim)
+        s = targets.smoothed(target, z.shape[o.dim], o)
+        y = targets.weighted(s, weight, o)
+        c = y.sum(o.dim, keepdim=True) + 2 * o.z_loss * (M + L)
+        return _Row(s, y, ((z - M) - L).exp(), (M - z) + L, c, slope, bend, ignored, o)
+
+    def sum(self, x: Tensor) -> Tensor:
+        return x.sum(self.o.dim, keepdim=True)
+
+    def counted(self, x: Tensor) -> Tensor:
+        return x if self.ignored is None else x.masked_fill(self.ignored, 0.0)
+
+    def upstream(self, x: Tensor | None) -> Tensor:
+        """One number a row; 0 for none, and in a row that is ignored."""
+        if x is None:
+            return torch.zeros_like(self.c)
+        return self.counted(x.to(self.o.dtype).unsqueeze(self.o.dim))
+
+    def into_logits(self, v: Tensor) -> Tensor:
+        """A tangent or cotangent of x as one of z: z'(x) ⊙ v."""
+        return self.slope * self.counted(v.to(self.o.dtype))
+
+    def hessian_product(self, v: Tensor, g: Tensor, h: Tensor) -> Tensor:
+        """∂⟨v, dx⟩/∂x = z' ⊙ (a·J u + 2λ·g·⟨p, u⟩·p) + z'' ⊙ v ⊙ dz, with u = z' ⊙ v."""
+        u = self.into_logits(v)
+        a = g * self.c + h
+        Hu = a * contract(self.p, u, self.o.dim)
+        if self.o.z_loss:
+            Hu = Hu + 2 * self.o.z_loss * g * self.sum(self.p * u) * self.p
+        product = self.slope * Hu
+        if self.o.softcap is not None:
+            product = product + self.bend * self.counted(v.to(self.o.dtype)) * (
+                a * self.p - g * self.y
+            )
+        return product

@@ -1,0 +1,46 @@
+"""Labels out of range: found before anything is read through them.
+
+An operator of its own, so that the check also runs inside a compiled or exported graph, where
+Python's `if` on a value cannot: there a bad label reads outside the logits with torch's built-in.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["checked_labels"]
+
+
+@torch.library.custom_op("custom_ops::checked_labels", mutates_args=())
+def checked_labels(target: Tensor, classes: int, ignore_index: int) -> Tensor:
+    """Return the labels as int64, or raise IndexError for the first one out of range.
+
+    `target` has any integer dtype and any shape. On a device other than the CPU nothing is raised,
+    because reading the answer would wait for the device; there a bad label makes its row NaN.
+    """
+    labels = target.to(torch.int64, copy=True)
+    if target.device.type == "cpu":
+        bad = ((labels < 0) | (labels >= classes)) & (labels != ignore_index)
+        if bad.any():
+            raise IndexError(_sentence(target, bad, classes, ignore_index))
+    return labels
+
+
+@checked_labels.register_fake
+def _(target: Tensor, classes: int, ignore_index: int) -> Tensor:
+    return torch.empty_like(target, dtype=torch.int64)
+
+
+@checked_labels.register_vmap
+def _(info, in_dims, target, classes, ignore_index):  # type: ignore[no-untyped-def]
+    return checked_labels(target, classes, ignore_index), in_dims[0]
+
+
+def _sentence(target: Tensor, bad: Tensor, classes: int, ignore_index: int) -> str:
+    position = bad.nonzero()[0].tolist()
+    where = f"[{', '.join(map(str, position))}]" if position else ""
+    return (
+        f"target{where} is {target[tuple(position)].item()}, out of range for {classes} classes "
+        f"(0 to {classes - 1}, or ignore_index={ignore_index})"
+    )

@@ -1,0 +1,27 @@
+"""The numbers that say which cross-entropy is meant: one value, handed down unchanged."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+__all__ = ["Options", "statistics_dtype"]
+
+
+class Options(NamedTuple):
+    """What a cross-entropy kernel needs beyond its tensors; checked where it is made."""
+
+    dim: int  #: the dimension of the input that holds the classes
+    dtype: torch.dtype  #: in which everything is computed: float32 or float64
+    ignore_index: int
+    label_smoothing: float  #: ε
+    z_loss: float  #: λ
+    logit_scale: float  #: α
+    softcap: float | None  #: s, or None for none
+    predict: bool  #: whether the arg-max is wanted
+
+
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype for sums, maxima and exponentials: float32 for the half types."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
