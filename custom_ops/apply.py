@@ -14,16 +14,28 @@ __all__ = ["apply"]
 def apply(function: type[Function], *args: Any) -> Any:
     """Apply `function` in the form that the caller's surroundings can differentiate.
 
-    - Under torch.compile and torch.export: the class as it stands. Dynamo refuses a Function that
-      defines `jvp`, so ours do not; it takes forward mode through the forward's operators.
-    - With forward mode nested in forward mode: its forward as plain differentiable algebra. torch
-      (2.13, issue 197867) takes the tangent that a Function's `jvp` returns for a constant of the
-      outer level, so that jacfwd(jacfwd(f)) would be 0, silently.
-    - Else: `function.with_jvp`, the subclass that adds the hand-written forward mode.
+    - As a rule: `function.with_jvp`, the class with the hand-written forward mode.
+    - Under torch.compile and torch.export: the class without it. Dynamo refuses a Function that
+      defines `jvp`, and takes forward mode through the operators of `forward`.
+    - `function.plain`, the forward as plain differentiable algebra, where torch (2.13) has no right
+      answer for a Function: with forward mode nested in forward mode, where the tangent that `jvp`
+      returns counts as a constant of the outer level (issue 197867: jacfwd(jacfwd(f)) would be 0,
+      silently); with torch.func inside a compiled region, where vmap refuses it; and in
+      torch.export, which would keep the forward alone, under no_grad, and lose the gradient.
     """
     if torch.compiler.is_compiling():
-        return function.apply(*args)
-    levels = get_interpreter_stack() or ()
-    if sum(level.key() == TransformType.Jvp for level in levels) > 1:
-        return function.forward(*args)
+        plain = torch.compiler.is_exporting() or _levels() > 0
+        return function.plain(*args) if plain else function.apply(*args)  # type: ignore[attr-defined]
+    if _forward_levels() > 1:
+        return function.plain(*args)  # type: ignore[attr-defined]
     return function.with_jvp.apply(*args)  # type: ignore[attr-defined]
+
+
+@torch.compiler.assume_constant_result
+def _levels() -> int:
+    """How many torch.func transforms surround the call; known when Dynamo traces."""
+    return len(get_interpreter_stack() or ())
+
+
+def _forward_levels() -> int:
+    return sum(level.key() == TransformType.Jvp for level in get_interpreter_stack() or ())

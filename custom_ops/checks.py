@@ -75,9 +75,12 @@ def check_cross_entropy_numbers(
     softcap: float | None,
     logit_scale: float,
     dtype: torch.dtype | None,
+    ignore_index: int,
 ) -> None:
     """Raise unless every option has a value that means something."""
     check_dtype("cross_entropy", dtype)
+    if not isinstance(ignore_index, int):
+        raise TypeError(f"ignore_index must be an int, got {type(ignore_index).__name__}")
     if reduction not in ("none", "mean", "sum"):
         raise ArgumentError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
     if not 0.0 <= label_smoothing <= 1.0:

@@ -101,10 +101,10 @@ def cross_entropy(
 ) -> Tensor | tuple[Tensor, CrossEntropyStats]:
     """Return the cross-entropy of softmax(input) and target, as torch.nn.functional.cross_entropy.
 
-        ℓ = Σ_k ỹ_k (lse − z_k) + z_loss · lse²,      z = softcap · tanh(logit_scale · input/softcap)
+        ℓ = Σ_k ỹ_k (lse − z_k) + z_loss · lse²,      z = s·tanh(logit_scale · input / s)
 
-    where ỹ_k = w_k ((1 − ε) y_k + ε/C), y is one-hot for labels and ε = label_smoothing. A class
-    with ỹ_k = 0 adds nothing, also where z_k is −inf: 0 · log 0 = 0.
+    where ỹ_k = w_k ((1 − ε) y_k + ε/C), y is one-hot for labels, ε = label_smoothing and
+    s = softcap. A class with ỹ_k = 0 adds nothing, also where z_k is −inf: 0 · log 0 = 0.
 
     Args:
         input: logits, (C), (N, C) or (N, C, d1, …, dk); float64, float32, bfloat16 or float16.
@@ -140,7 +140,9 @@ def cross_entropy(
     """
     check_input("cross_entropy", input, None)
     check_cross_entropy_tensors(input, target, weight, ignore_index)
-    check_cross_entropy_numbers(reduction, label_smoothing, z_loss, softcap, logit_scale, dtype)
+    check_cross_entropy_numbers(
+        reduction, label_smoothing, z_loss, softcap, logit_scale, dtype, ignore_index
+    )
     check_normalizer(normalizer, reduction)
     if dtype is None and in_autocast(input):
         dtype = torch.float32
@@ -196,6 +198,10 @@ class _CrossEntropy(Function):
     @staticmethod
     def forward(input: Tensor, target: Tensor, weight: Tensor | None, o: Options) -> Any:
         return kernels.cross_entropy(input, target, weight, o)
+
+    @staticmethod
+    def plain(input: Tensor, target: Tensor, weight: Tensor | None, o: Options) -> Any:
+        return eager.cross_entropy(_blank_ignored(input, target, o), target, weight, o)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
@@ -262,6 +268,22 @@ class _CrossEntropyVjp(Function):
         return kernels.cross_entropy_vjp(input, target, weight, g, h, M, L, o)
 
     @staticmethod
+    def plain(
+        input: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        g: Tensor,
+        h: Tensor | None,
+        _: Tensor,
+        __: Tensor,
+        o: Options,
+    ) -> Tensor:
+        r = _Row.of(input, target, weight, o)
+        G = r.upstream(g)
+        a = G * r.c + r.upstream(h)
+        return (r.slope * (a * r.p - G * r.y)).to(input.dtype)
+
+    @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         *tensors, _, _, ctx.o = inputs
         ctx.save_for_backward(*tensors)
@@ -304,6 +326,13 @@ class _CrossEntropyVjpWithJvp(_CrossEntropyVjp):
 
 
 _CrossEntropyVjp.with_jvp = _CrossEntropyVjpWithJvp  # type: ignore[attr-defined]
+
+
+def _blank_ignored(input: Tensor, target: Tensor, o: Options) -> Tensor:
+    """The input with 0 in the rows that are ignored: no NaN or inf of theirs meets a derivative."""
+    if target.is_floating_point():
+        return input
+    return input.masked_fill((target == o.ignore_index).unsqueeze(o.dim), 0.0)
 
 
 class _Row(NamedTuple):

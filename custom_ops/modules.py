@@ -6,6 +6,8 @@ torch's own.
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from torch import Tensor, nn
 
@@ -80,11 +82,21 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
         self.dtype = dtype
         self.return_stats = return_stats
 
+    def extra_repr(self) -> str:
+        """Name the options that are not the default."""
+        defaults = inspect.signature(cross_entropy).parameters
+        options = {name: getattr(self, name, None) for name in defaults if name != "weight"}
+        return ", ".join(
+            f"{name}={value!r}"
+            for name, value in options.items()
+            if value is not None and value != defaults[name].default
+        )
+
     def forward(
         self, input: Tensor, target: Tensor, *, normalizer: float | Tensor | None = None
     ) -> Tensor | tuple[Tensor, CrossEntropyStats]:
         """Return the loss, or (loss, stats) with `return_stats=True`."""
-        return cross_entropy(
+        return cross_entropy(  # type: ignore[call-overload,no-any-return]
             input,
             target,
             self.weight,

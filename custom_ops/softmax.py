@@ -19,6 +19,7 @@ from custom_ops import kernels
 from custom_ops.apply import apply
 from custom_ops.autocast import autocast_dtype
 from custom_ops.checks import check_dim, check_input
+from custom_ops.kernels import eager
 
 __all__ = ["contract", "log_softmax", "softmax"]
 
@@ -61,7 +62,7 @@ def log_softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Te
 
 
 def contract(p: Tensor, v: Tensor, dim: int = -1) -> Tensor:
-    """Return J v = vᵀJ = p ⊙ (v − ⟨p, v⟩), the product with softmax's Jacobian, without building it.
+    """Return J v = vᵀJ = p ⊙ (v − ⟨p, v⟩), the product with softmax's Jacobian J, never built.
 
     Args:
         p: probabilities, softmax(z) along `dim`.
@@ -86,6 +87,8 @@ class _Softmax(Function):
     @staticmethod
     def forward(z: Tensor, dim: int) -> Tensor:
         return kernels.softmax(z, dim)
+
+    plain = staticmethod(eager.softmax)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, int], p: Tensor) -> None:
@@ -117,6 +120,8 @@ class _LogSoftmax(Function):
     @staticmethod
     def forward(z: Tensor, dim: int) -> Tensor:
         return kernels.log_softmax(z, dim)
+
+    plain = staticmethod(eager.log_softmax)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, int], y: Tensor) -> None:

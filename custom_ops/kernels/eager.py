@@ -1,4 +1,4 @@
-"""What every kernel means, in plain ATen; it runs on any device, and any derivative goes through it.
+"""What every kernel means, in plain ATen: runs on any device, differentiable to any order.
 
 z are the logits, and along the classes
 
@@ -10,7 +10,6 @@ the digits of L. M is a constant shift, so no derivative passes through it.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from custom_ops.kernels.labels import checked_labels

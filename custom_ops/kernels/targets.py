@@ -102,5 +102,5 @@ def pull_back(
 
 
 def product(y: Tensor, x: Tensor) -> Tensor:
-    """Return y ⊙ x with 0 · ±inf = 0: a class without weight says nothing, however unlikely it is."""
+    """Return y ⊙ x with 0 · ±inf = 0: a class without weight adds nothing, even at −inf."""
     return y * x.masked_fill((y == 0) & x.isinf(), 0.0)
