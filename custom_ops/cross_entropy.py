@@ -152,9 +152,8 @@ def cross_entropy(
         check_label_weight(input, weight, result_dtype)
         if input.dim() == 1:
             target = target.reshape(())
-    dim = 1 if input.dim() > 1 else 0
     o = Options(
-        dim=dim,
+        dim=1 if input.dim() > 1 else 0,
         dtype=kernels.statistics_dtype(result_dtype),
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
@@ -163,6 +162,9 @@ def cross_entropy(
         softcap=softcap,
         predict=return_stats,
     )
+    if weight is not None:
+        # here, so that its gradients from the rows and from the mean add up before they are rounded
+        weight = weight.to(o.dtype)
     loss, M, L, prediction = apply(_CrossEntropy, input, target, weight, o)
     if reduction != "none":
         loss = loss.sum()

@@ -7,6 +7,7 @@ torch's own.
 from __future__ import annotations
 
 import inspect
+import warnings
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +18,16 @@ from custom_ops.softmax import log_softmax, softmax
 __all__ = ["CrossEntropyLoss", "LogSoftmax", "Softmax"]
 
 
-def _implicit_dim(name: str, dim: int | None, input: Tensor) -> int:
+def _chosen_dim(name: str, dim: int | None, input: Tensor) -> int:
     """The dimension; None is torch's deprecated choice, with torch's warning."""
-    return nn.functional._get_softmax_dim(name, input.dim(), 5) if dim is None else dim
+    if dim is not None:
+        return dim
+    warnings.warn(
+        f"Implicit dimension choice for {name} has been deprecated. "
+        "Change the call to include dim=X as an argument.",
+        stacklevel=6,
+    )
+    return 0 if input.dim() in (0, 1, 3) else 1
 
 
 class Softmax(nn.Softmax):
@@ -31,7 +39,7 @@ class Softmax(nn.Softmax):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return probabilities in the shape of `input`."""
-        return softmax(input, _implicit_dim("softmax", self.dim, input))
+        return softmax(input, _chosen_dim("softmax", self.dim, input))
 
 
 class LogSoftmax(nn.LogSoftmax):
@@ -43,7 +51,7 @@ class LogSoftmax(nn.LogSoftmax):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return log-probabilities in the shape of `input`."""
-        return log_softmax(input, _implicit_dim("log_softmax", self.dim, input))
+        return log_softmax(input, _chosen_dim("log_softmax", self.dim, input))
 
 
 class CrossEntropyLoss(nn.CrossEntropyLoss):
@@ -92,11 +100,11 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
             if value is not None and value != defaults[name].default
         )
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, input: Tensor, target: Tensor, *, normalizer: float | Tensor | None = None
     ) -> Tensor | tuple[Tensor, CrossEntropyStats]:
         """Return the loss, or (loss, stats) with `return_stats=True`."""
-        return cross_entropy(  # type: ignore[call-overload,no-any-return]
+        return cross_entropy(  # type: ignore[call-overload]
             input,
             target,
             self.weight,

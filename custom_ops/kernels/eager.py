@@ -10,11 +10,12 @@ the digits of L. M is a constant shift, so no derivative passes through it.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from custom_ops.kernels.labels import checked_labels
 from custom_ops.kernels.options import Options, statistics_dtype
-from custom_ops.kernels.targets import along, label_rows, product, smoothed, weight_at, weighted
+from custom_ops.kernels.targets import along, label_rows, product, smoothed, weighted
 
 __all__ = [
     "capped",
@@ -94,6 +95,9 @@ def cross_entropy(
     """
     if not target.is_floating_point():
         target = checked_labels(target, input.shape[o.dim], o.ignore_index)
+    if input.shape[o.dim] == 0:
+        nothing = input.sum(o.dim, dtype=o.dtype)  # the empty sum, a row each
+        return nothing, nothing.clone(), nothing.clone(), nothing.long() - 1 if o.predict else None
     z, _, _ = capped(input, o)
     M, L = statistics(z, o.dim)
     if target.is_floating_point():
@@ -122,11 +126,11 @@ def _label_loss(
     """⟨ỹ, lse − z⟩ for labels: one class is read, and all of them only when smoothing wants it."""
     classes, eps = z.shape[o.dim], o.label_smoothing
     index, count = label_rows(labels, classes, o)
-    w_t = count if weight is None else count * weight_at(weight, index, o)
+    w_t = count if weight is None else count * torch.take(weight, index)
     loss = product(w_t * (1 - eps), (M - z.gather(o.dim, index)) + L)
     if eps:
         even = count * (eps / classes)
-        y = even if weight is None else even * along(weight.to(o.dtype), o.dim, z)
+        y = even if weight is None else even * along(weight, o.dim, z)
         loss = loss + product(y, (M - z) + L).sum(o.dim, keepdim=True)
     return loss
 
@@ -145,6 +149,8 @@ def cross_entropy_vjp(
 
     g is the upstream gradient of the loss, h that of lse (None for none), both one a row.
     """
+    if input.numel() == 0:
+        return torch.zeros_like(input)
     z, slope, _ = capped(input, o)
     g, M, L = (x.unsqueeze(o.dim) for x in (g, M, L))
     p = ((z - M) - L).exp()
@@ -154,13 +160,13 @@ def cross_entropy_vjp(
         dz = _row_factor(y.sum(o.dim, keepdim=True), g, h, M + L, o) * p - g * y
     else:
         index, count = label_rows(target, classes, o)
-        w_t = count if weight is None else count * weight_at(weight, index, o)
-        total = classes if weight is None else weight.to(o.dtype).sum()
+        w_t = count if weight is None else count * torch.take(weight, index)
+        total = classes if weight is None else weight.sum()
         m = w_t * (1 - eps) + count * (total * (eps / classes))
         dz = _row_factor(m, g, h, M + L, o) * p
         if eps:
             even = g * count * (eps / classes)
-            dz = dz - (even if weight is None else even * along(weight.to(o.dtype), o.dim, z))
+            dz = dz - (even if weight is None else even * along(weight, o.dim, z))
         dz = dz.scatter_add(o.dim, index, g * w_t * (eps - 1))
     dx = dz if o.softcap is None and o.logit_scale == 1 else dz * slope
     if not target.is_floating_point():

@@ -22,7 +22,6 @@ __all__ = [
     "pull_back",
     "push_forward",
     "smoothed",
-    "weight_at",
     "weighted",
 ]
 
@@ -48,27 +47,22 @@ def label_rows(labels: Tensor, classes: int, o: Options) -> tuple[Tensor, Tensor
 def label_weights(labels: Tensor, classes: int, weight: Tensor | None, o: Options) -> Tensor:
     """Return w_t a row, the class dimension kept: what the row counts in the mean."""
     index, count = label_rows(labels, classes, o)
-    return count if weight is None else count * weight_at(weight, index, o)
-
-
-def weight_at(weight: Tensor, index: Tensor, o: Options) -> Tensor:
-    """Return w_t for an index of any shape."""
-    return torch.take(weight.to(o.dtype), index)
+    return count if weight is None or classes == 0 else count * torch.take(weight, index)
 
 
 def smoothed(target: Tensor, classes: int, o: Options) -> Tensor:
     """Return s, in the shape of the logits."""
     eps = o.label_smoothing
     if target.is_floating_point():
-        return target.to(o.dtype) * (1 - eps) + eps / classes
+        return target.to(o.dtype) * (1 - eps) + eps / max(classes, 1)
     index, count = label_rows(target, classes, o)
     k = along(torch.arange(classes, device=target.device), o.dim, index)
-    return count * ((k == index).to(o.dtype) * (1 - eps) + eps / classes)
+    return count * ((k == index).to(o.dtype) * (1 - eps) + eps / max(classes, 1))
 
 
 def weighted(s: Tensor, weight: Tensor | None, o: Options) -> Tensor:
     """Return ỹ_k = w_k s_k."""
-    return s if weight is None else s * along(weight.to(o.dtype), o.dim, s)
+    return s if weight is None else s * along(weight, o.dim, s)
 
 
 def push_forward(
@@ -97,7 +91,7 @@ def pull_back(
     if weight is not None:
         rows = [d for d in range(s.dim()) if d != o.dim]
         d_weight = product(s, dy)
-        d_weight = (d_weight.sum(rows) if rows else d_weight).to(weight.dtype)
+        d_weight = d_weight.sum(rows) if rows else d_weight
     return d_target, d_weight
 
 
