@@ -1,0 +1,69 @@
+#!/usr/bin/env python
+"""Explain, number by number, how softmax's Jacobian meets the cost's gradient.
+
+One image of the digits goes through one linear layer, softmax and cross-entropy. Every factor of
+the chain rule is printed with its name, its shape and its numbers, in the order in which backward
+meets them; beside it what the element-wise product would have given. A picture is written as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from lesson.numbers import digits, lesson
+from lesson.page import page
+from lesson.picture import write_picture
+
+
+def main() -> None:
+    """Print the lesson and write its picture."""
+    options = parser().parse_args()
+    last = len(digits().h) - 1
+    if options.index is not None and not 0 <= options.index <= last:
+        fail(f"--index must be from 0 to {last}, got {options.index}")
+    if options.out.suffix.lower() != ".png":
+        fail(f"--out must name a .png file, got {options.out}")
+    torch.set_num_threads(1)  # tensors of this size only wait for a second thread
+    x = lesson(options.index)
+    try:
+        write_picture(x, options.out)
+    except OSError as error:
+        fail(f"the picture cannot be written: {error}")
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(encoding="utf-8")  # ∂ and Σ, whatever the pipe's locale
+    print(f"{page(x)}\n\nThe picture of it:\n{options.out}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    new = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    new.add_argument(
+        "--index",
+        type=int,
+        metavar="I",
+        help="which of scikit-learn's digits, counted from 0 (default: of the held-out images "
+        "that the layer misreads, the one it is least sure of)",
+    )
+    new.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/explain.png"),
+        metavar="PNG",
+        help="where the picture goes; an existing one is replaced (default: %(default)s)",
+    )
+    return new
+
+
+def fail(sentence: str) -> NoReturn:
+    """Leave with one line on stderr."""
+    raise SystemExit(f"explain.py: error: {sentence}")
+
+
+if __name__ == "__main__":
+    main()
