@@ -212,7 +212,8 @@ class _CrossEntropy(Function):
         ctx.mark_non_differentiable(*([M] if prediction is None else [M, prediction]))
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(input, target, weight, M, L)
-        ctx.save_for_forward(input, target, weight)
+        # the same list: torch's generated vmap rule keeps one record for both
+        ctx.save_for_forward(input, target, weight, M, L)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, _: None, h: Tensor | None, __: None) -> Any:
@@ -231,8 +232,8 @@ class _CrossEntropy(Function):
 
 class _CrossEntropyWithJvp(_CrossEntropy):
     @staticmethod
-    def jvp(ctx: Any, dx: Tensor | None, dy: Tensor | None, dw: Tensor | None, _: None) -> Any:
-        input, target, weight = ctx.saved_tensors
+    def jvp(ctx: Any, dx: Tensor | None, dy: Tensor | None, dw: Tensor | None, __: None) -> Any:
+        input, target, weight, _, _ = ctx.saved_tensors
         r = _Row.of(input, target, weight, ctx.o)
         d_y = targets.push_forward(r.s, weight, dy, dw, ctx.o)
         d_loss = d_L = r.sum(torch.zeros_like(r.p))

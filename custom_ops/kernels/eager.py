@@ -126,7 +126,7 @@ def _label_loss(
     """⟨ỹ, lse − z⟩ for labels: one class is read, and all of them only when smoothing wants it."""
     classes, eps = z.shape[o.dim], o.label_smoothing
     index, count = label_rows(labels, classes, o)
-    w_t = count if weight is None else count * torch.take(weight, index)
+    w_t = count if weight is None else count * weight[index]
     loss = product(w_t * (1 - eps), (M - z.gather(o.dim, index)) + L)
     if eps:
         even = count * (eps / classes)
@@ -160,7 +160,7 @@ def cross_entropy_vjp(
         dz = _row_factor(y.sum(o.dim, keepdim=True), g, h, M + L, o) * p - g * y
     else:
         index, count = label_rows(target, classes, o)
-        w_t = count if weight is None else count * torch.take(weight, index)
+        w_t = count if weight is None else count * weight[index]
         total = classes if weight is None else weight.sum()
         m = w_t * (1 - eps) + count * (total * (eps / classes))
         dz = _row_factor(m, g, h, M + L, o) * p

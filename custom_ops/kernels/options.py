@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 
 __all__ = ["Options", "statistics_dtype"]
 
 
-class Options(NamedTuple):
-    """What a cross-entropy kernel needs beyond its tensors; checked where it is made."""
+@dataclass(frozen=True)
+class Options:
+    """What a cross-entropy kernel needs beyond its tensors; checked where it is made.
+
+    Not a NamedTuple: torch.func would take it apart like any tuple of tensors.
+    """
 
     dim: int  #: the dimension of the input that holds the classes
     dtype: torch.dtype  #: in which everything is computed: float32 or float64

@@ -47,7 +47,7 @@ def label_rows(labels: Tensor, classes: int, o: Options) -> tuple[Tensor, Tensor
 def label_weights(labels: Tensor, classes: int, weight: Tensor | None, o: Options) -> Tensor:
     """Return w_t a row, the class dimension kept: what the row counts in the mean."""
     index, count = label_rows(labels, classes, o)
-    return count if weight is None or classes == 0 else count * torch.take(weight, index)
+    return count if weight is None or classes == 0 else count * weight[index]
 
 
 def smoothed(target: Tensor, classes: int, o: Options) -> Tensor:
