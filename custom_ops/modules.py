@@ -25,7 +25,7 @@ def _chosen_dim(name: str, dim: int | None, input: Tensor) -> int:
     warnings.warn(
         f"Implicit dimension choice for {name} has been deprecated. "
         "Change the call to include dim=X as an argument.",
-        stacklevel=6,
+        stacklevel=5,
     )
     return 0 if input.dim() in (0, 1, 3) else 1
 

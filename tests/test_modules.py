@@ -1,0 +1,139 @@
+"""The modules beside torch's: arguments, representation, state, copies, and the warning of old."""
+
+import copy
+import inspect
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.testing._internal.common_modules import module_db
+
+import custom_ops
+
+OURS = {
+    nn.Softmax: custom_ops.Softmax,
+    nn.LogSoftmax: custom_ops.LogSoftmax,
+    nn.CrossEntropyLoss: custom_ops.CrossEntropyLoss,
+}
+
+
+@pytest.fixture(params=OURS, ids=lambda c: c.__name__)
+def theirs(request):
+    return request.param
+
+
+def test_torchs_own_module_samples_agree(theirs):
+    (info,) = (i for i in module_db if i.module_cls is theirs)
+    samples = info.module_inputs_func(
+        info, device="cpu", dtype=torch.float32, requires_grad=True, training=True
+    )
+    for sample in samples:
+        made, called = sample.constructor_input, sample.forward_input
+        if "options" in made.kwargs:
+            made.kwargs.pop("options")
+        ours = OURS[theirs](*made.args, **made.kwargs)
+        builtin = theirs(*made.args, **made.kwargs)
+        got, want = (m(*called.args, **called.kwargs) for m in (ours, builtin))
+        torch.testing.assert_close(got, want, equal_nan=True)
+        v = torch.randn_like(want)
+        torch.testing.assert_close(
+            *(torch.autograd.grad(y, called.args[0], v) for y in (got, want)), equal_nan=True
+        )
+
+
+def test_constructor_arguments_have_torchs_names_order_and_defaults(theirs):
+    want = list(inspect.signature(theirs.__init__).parameters.values())
+    got = list(inspect.signature(OURS[theirs].__init__).parameters.values())
+    assert [(p.name, p.default) for p in got[: len(want)]] == [(p.name, p.default) for p in want]
+    assert all(p.kind == p.KEYWORD_ONLY for p in got[len(want) :])
+
+
+def test_positional_arguments_mean_what_they_mean_in_torch():
+    weight = torch.rand(3)
+    with pytest.warns(UserWarning, match="size_average and reduce args will be deprecated"):
+        ours = custom_ops.CrossEntropyLoss(weight, False, 1, True, "mean", 0.1)
+    assert (ours.reduction, ours.ignore_index, ours.label_smoothing) == ("sum", 1, 0.1)
+    assert ours.weight is weight
+
+
+def test_they_are_instances_of_torchs_classes(theirs):
+    assert issubclass(OURS[theirs], theirs)
+
+
+def test_representation_names_what_is_not_the_default():
+    assert repr(custom_ops.Softmax(1)) == "Softmax(dim=1)"
+    assert repr(custom_ops.CrossEntropyLoss()) == "CrossEntropyLoss()"
+    loss = custom_ops.CrossEntropyLoss(reduction="sum", softcap=30.0, dtype=torch.float32)
+    assert repr(loss) == "CrossEntropyLoss(reduction='sum', softcap=30.0, dtype=torch.float32)"
+
+
+@pytest.fixture
+def loss():
+    return custom_ops.CrossEntropyLoss(
+        torch.rand(4), z_loss=0.1, softcap=3.0, logit_scale=0.5, return_stats=True
+    )
+
+
+def outputs(module):
+    torch.manual_seed(1)
+    loss, stats = module(torch.randn(3, 4), torch.tensor([0, 3, 1]))
+    return loss, *stats
+
+
+def test_pickle_deepcopy_and_torch_save_keep_everything(loss):
+    buffer = io.BytesIO()
+    torch.save(loss, buffer)
+    buffer.seek(0)
+    for copied in (
+        copy.deepcopy(loss),
+        pickle.loads(pickle.dumps(loss)),
+        torch.load(buffer, weights_only=False),
+    ):
+        torch.testing.assert_close(outputs(copied), outputs(loss), rtol=0, atol=0)
+
+
+def test_state_dict_is_interchangeable_with_torchs(loss):
+    theirs = nn.CrossEntropyLoss(torch.zeros(4))
+    theirs.load_state_dict(loss.state_dict())
+    assert torch.equal(theirs.weight, loss.weight)
+    other = custom_ops.CrossEntropyLoss(torch.zeros(4))
+    other.load_state_dict(theirs.state_dict())
+    assert torch.equal(other.weight, loss.weight)
+
+
+def test_weight_follows_the_module_to_another_dtype(loss):
+    assert loss.double().weight.dtype == torch.float64
+
+
+def test_normalizer_is_an_argument_of_the_call():
+    loss, x, t = custom_ops.CrossEntropyLoss(), torch.randn(3, 4), torch.tensor([0, 1, 2])
+    torch.testing.assert_close(loss(x, t, normalizer=6), loss(x, t) / 2)
+
+
+@pytest.mark.parametrize("name", ["Softmax", "LogSoftmax"])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3), (2, 3, 4), (2, 3, 4, 5)])
+def test_implicit_dim_is_torchs_choice_with_torchs_warning(name, shape):
+    x = torch.randn(shape)
+    with pytest.warns(UserWarning, match="Implicit dimension choice") as theirs:
+        want = getattr(nn, name)()(x)
+    with pytest.warns(UserWarning, match="Implicit dimension choice") as ours:
+        got = getattr(custom_ops, name)()(x)
+    torch.testing.assert_close(got, want)
+    assert str(ours[0].message) == str(theirs[0].message)
+    assert ours[0].filename == __file__
+
+
+def test_a_model_trains_with_them():
+    model = nn.Sequential(nn.Linear(4, 3), custom_ops.LogSoftmax(1))
+    x, t = torch.randn(64, 4), torch.randint(3, (64,))
+    optimizer, loss = torch.optim.SGD(model.parameters(), 0.5), custom_ops.CrossEntropyLoss()
+    history = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        c = loss(model(x), t)
+        c.backward()
+        optimizer.step()
+        history.append(c.item())
+    assert history[-1] < history[0]
