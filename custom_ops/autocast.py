@@ -5,17 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["autocast_dtype", "in_autocast"]
+__all__ = ["autocast_dtype", "autocast_widened"]
+
+HALVES = (torch.float16, torch.bfloat16)
 
 
-def in_autocast(input: Tensor) -> bool:
-    """Whether autocast is on for the device of `input` and takes its dtype."""
+def _on(input: Tensor) -> bool:
     device = input.device.type
-    return (
-        input.dtype in (torch.float16, torch.bfloat16)
-        and torch.amp.is_autocast_available(device)
-        and torch.is_autocast_enabled(device)
-    )
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def autocast_dtype(input: Tensor, dtype: torch.dtype | None) -> torch.dtype | None:
@@ -23,6 +20,23 @@ def autocast_dtype(input: Tensor, dtype: torch.dtype | None) -> torch.dtype | No
 
     On the CPU, autocast leaves softmax and log-softmax as they are; elsewhere it widens them.
     """
-    if dtype is None and input.device.type != "cpu" and in_autocast(input):
+    if dtype is None and input.device.type != "cpu" and input.dtype in HALVES and _on(input):
         return torch.float32
     return dtype
+
+
+def autocast_widened(
+    input: Tensor, target: Tensor, weight: Tensor | None
+) -> tuple[torch.dtype, Tensor, Tensor | None]:
+    """Return what cross-entropy takes: the logits' dtype, the target and the class weights.
+
+    On every device, autocast widens the half-precision ones to float32. The logits are not copied
+    for it: their statistics are taken in float32 in any case.
+    """
+    if not _on(input):
+        return input.dtype, target, weight
+    if target.dtype in HALVES:
+        target = target.float()
+    if weight is not None and weight.dtype in HALVES:
+        weight = weight.float()
+    return torch.float32 if input.dtype in HALVES else input.dtype, target, weight

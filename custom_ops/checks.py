@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import numbers
+import operator
 
 import torch
 from torch import Tensor
 
 __all__ = [
     "ArgumentError",
+    "as_index",
     "check_cross_entropy_numbers",
     "check_cross_entropy_tensors",
     "check_dim",
@@ -39,7 +42,7 @@ def check_input(name: str, input: object, dtype: torch.dtype | None) -> None:
     """Raise unless `input` is a tensor of a dtype that has a softmax, by itself or as `dtype`."""
     if not isinstance(input, Tensor):
         raise TypeError(f"input must be a Tensor, got {type(input).__name__}")
-    if input.dtype not in FLOATS and (dtype is None or input.dtype.is_complex):
+    if dtype is None and input.dtype not in FLOATS:
         raise NotImplementedError(
             f"{name} is not implemented for {input.dtype}: expected a floating-point input "
             "(float64, float32, bfloat16 or float16)"
@@ -56,10 +59,18 @@ def check_dtype(name: str, dtype: torch.dtype | None) -> None:
         )
 
 
+def as_index(name: str, value: object) -> int:
+    """Return `value` as an int, or raise TypeError; numpy's integers are ints, a bool is not."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    return operator.index(value)
+
+
 def check_dim(dim: int, input: Tensor) -> int:
     """Return `dim` counted from the front, or raise IndexError; a scalar has the dimension 0."""
-    if isinstance(dim, bool) or not isinstance(dim, int):
-        raise TypeError(f"dim must be an int, got {type(dim).__name__}")
+    dim = as_index("dim", dim)
     n = max(input.dim(), 1)
     if not -n <= dim < n:
         raise IndexError(
@@ -75,12 +86,18 @@ def check_cross_entropy_numbers(
     softcap: float | None,
     logit_scale: float,
     dtype: torch.dtype | None,
-    ignore_index: int,
 ) -> None:
     """Raise unless every option has a value that means something."""
     check_dtype("cross_entropy", dtype)
-    if not isinstance(ignore_index, int):
-        raise TypeError(f"ignore_index must be an int, got {type(ignore_index).__name__}")
+    for name, value in (
+        ("label_smoothing", label_smoothing),
+        ("z_loss", z_loss),
+        ("softcap", softcap),
+        ("logit_scale", logit_scale),
+    ):
+        if not isinstance(value, numbers.Real) and not (value is None and name == "softcap"):
+            # a tensor too: its derivative would be lost
+            raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     if reduction not in ("none", "mean", "sum"):
         raise ArgumentError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
     if not 0.0 <= label_smoothing <= 1.0:
@@ -107,6 +124,10 @@ def check_normalizer(normalizer: float | Tensor | None, reduction: str) -> None:
             raise ArgumentError(
                 f"normalizer must be a number or a 0-d tensor, got shape {tuple(normalizer.shape)}"
             )
+    elif not isinstance(normalizer, numbers.Real):
+        raise TypeError(
+            f"normalizer must be a number or a 0-d tensor, got {type(normalizer).__name__}"
+        )
     elif not 0.0 < normalizer < math.inf:
         raise ArgumentError(f"normalizer must be a finite number above 0, got {normalizer}")
 
@@ -171,13 +192,15 @@ def _check_weight(input: Tensor, weight: Tensor) -> None:
         raise ArgumentError(
             f"weight must be on the device of input: expected {input.device}, got {weight.device}"
         )
-    if weight.dtype not in FLOATS:
-        raise ArgumentError(f"weight must have a floating-point dtype, got {weight.dtype}")
+    if weight.dtype.is_complex:
+        raise ArgumentError(f"weight must have a real dtype, got {weight.dtype}")
 
 
-def check_label_weight(input: Tensor, weight: Tensor | None, dtype: torch.dtype) -> None:
+def check_label_weight(
+    input_dtype: torch.dtype, weight: Tensor | None, result_dtype: torch.dtype
+) -> None:
     """Raise unless the class weights of labels have the dtype of the input, or of the result."""
-    if weight is not None and weight.dtype not in (input.dtype, dtype):
+    if weight is not None and weight.dtype not in (input_dtype, result_dtype):
         raise ArgumentError(
-            f"weight must have the dtype of input: expected {input.dtype}, got {weight.dtype}"
+            f"weight must have the dtype of input: expected {input_dtype}, got {weight.dtype}"
         )

@@ -31,8 +31,9 @@ from torch.autograd import Function
 
 from custom_ops import kernels
 from custom_ops.apply import apply
-from custom_ops.autocast import in_autocast
+from custom_ops.autocast import autocast_widened
 from custom_ops.checks import (
+    as_index,
     check_cross_entropy_numbers,
     check_cross_entropy_tensors,
     check_input,
@@ -139,17 +140,14 @@ def cross_entropy(
     tensor([0.1269, 0.6931])
     """
     check_input("cross_entropy", input, None)
+    ignore_index = as_index("ignore_index", ignore_index)
     check_cross_entropy_tensors(input, target, weight, ignore_index)
-    check_cross_entropy_numbers(
-        reduction, label_smoothing, z_loss, softcap, logit_scale, dtype, ignore_index
-    )
+    check_cross_entropy_numbers(reduction, label_smoothing, z_loss, softcap, logit_scale, dtype)
     check_normalizer(normalizer, reduction)
-    if dtype is None and in_autocast(input):
-        dtype = torch.float32
-    soft = target.is_floating_point()
-    result_dtype = dtype or _promoted(input, target, weight)
-    if not soft:
-        check_label_weight(input, weight, result_dtype)
+    input_dtype, target, weight = autocast_widened(input, target, weight)
+    result_dtype = dtype or _promoted(input_dtype, target, weight)
+    if not target.is_floating_point():
+        check_label_weight(input_dtype, weight, result_dtype)
         if input.dim() == 1:
             target = target.reshape(())
     o = Options(
@@ -174,9 +172,8 @@ def cross_entropy(
     return (loss, CrossEntropyStats(M + L, prediction)) if return_stats else loss
 
 
-def _promoted(input: Tensor, target: Tensor, weight: Tensor | None) -> torch.dtype:
+def _promoted(dtype: torch.dtype, target: Tensor, weight: Tensor | None) -> torch.dtype:
     """The dtype of the loss, in which probabilities and their weights take part as in torch."""
-    dtype = input.dtype
     if target.is_floating_point():
         dtype = torch.promote_types(dtype, target.dtype)
         if weight is not None:
@@ -193,7 +190,11 @@ def _rows(input: Tensor, target: Tensor, weight: Tensor | None, o: Options) -> T
 
 
 class _CrossEntropy(Function):
-    """(ℓ, M, L, prediction) a row. M is a constant shift: lse = M + L has the derivative of L."""
+    """(ℓ, M, L, prediction) a row. M is a constant shift: lse = M + L has the derivative of L.
+
+    M is not marked as non-differentiable, which torch's generated vmap rule forgets and then trips
+    over in forward mode; its tangent is 0 and its cotangent goes nowhere.
+    """
 
     generate_vmap_rule = True
 
@@ -209,7 +210,8 @@ class _CrossEntropy(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         input, target, weight, ctx.o = inputs
         _, M, L, prediction = output
-        ctx.mark_non_differentiable(*([M] if prediction is None else [M, prediction]))
+        if prediction is not None:
+            ctx.mark_non_differentiable(prediction)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(input, target, weight, M, L)
         # the same list: torch's generated vmap rule keeps one record for both
@@ -218,12 +220,11 @@ class _CrossEntropy(Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, _: None, h: Tensor | None, __: None) -> Any:
         input, target, weight, M, L = ctx.saved_tensors
-        if g is None:
-            g = torch.zeros_like(L)
         d_input = d_target = d_weight = None
         if ctx.needs_input_grad[0]:
-            d_input = apply(_CrossEntropyVjp, input, target, weight, g, h, M, L, ctx.o)
-        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            g_or_0 = torch.zeros_like(L) if g is None else g
+            d_input = apply(_CrossEntropyVjp, input, target, weight, g_or_0, h, M, L, ctx.o)
+        if g is not None and (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
             r = _Row.of(input, target, weight, ctx.o)
             d_y = g.unsqueeze(ctx.o.dim) * r.surprisal  # ∂ℓ/∂ỹ_k = lse − z_k
             d_target, d_weight = targets.pull_back(r.s, target, weight, d_y, ctx.o)
@@ -243,7 +244,8 @@ class _CrossEntropyWithJvp(_CrossEntropy):
             d_loss = r.c * d_L - r.sum(targets.product(r.y, dz))
         if d_y is not None:
             d_loss = d_loss + r.sum(targets.product(d_y, r.surprisal))
-        return d_loss.squeeze(ctx.o.dim), None, d_L.squeeze(ctx.o.dim), None
+        d_loss, d_L = d_loss.squeeze(ctx.o.dim), d_L.squeeze(ctx.o.dim)
+        return d_loss, torch.zeros_like(d_L), d_L, None
 
 
 _CrossEntropy.with_jvp = _CrossEntropyWithJvp  # type: ignore[attr-defined]
@@ -335,7 +337,7 @@ def _blank_ignored(input: Tensor, target: Tensor, o: Options) -> Tensor:
     """The input with 0 in the rows that are ignored: no NaN or inf of theirs meets a derivative."""
     if target.is_floating_point():
         return input
-    return input.masked_fill((target == o.ignore_index).unsqueeze(o.dim), 0.0)
+    return input.masked_fill(targets.ignored_rows(target, o), 0.0)
 
 
 class _Row(NamedTuple):
@@ -359,12 +361,14 @@ class _Row(NamedTuple):
     def of(input: Tensor, target: Tensor, weight: Tensor | None, o: Options) -> _Row:
         ignored = None
         if not target.is_floating_point():
-            ignored = (target == o.ignore_index).unsqueeze(o.dim)
+            ignored = targets.ignored_rows(target, o)
             input = input.masked_fill(ignored, 0.0)
         z, slope, bend = eager.capped(input, o)
         M, L = eager.statistics(z, o.dim)
         s = targets.smoothed(target, z.shape[o.dim], o)
         y = targets.weighted(s, weight, o)
+        if ignored is not None:
+            y = y.masked_fill(s == 0, 0.0)  # the weight of a class that no label names is not read
         c = y.sum(o.dim, keepdim=True) + 2 * o.z_loss * (M + L)
         return _Row(s, y, ((z - M) - L).exp(), (M - z) + L, c, slope, bend, ignored, o)
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import custom_ops
 from custom_ops import cross_entropy
 
 X, T = torch.zeros(4, 5), torch.tensor([0, 1, 2, 3])
@@ -45,6 +46,7 @@ REFUSED_BY_TORCH = {
     "a list of weights": ((X, T, [1.0] * 5), {}, "weight must be a Tensor or None, got list"),
     "target elsewhere": ((X.to(META), T), {}, "on the device of input: expected meta, got cpu"),
     "weight elsewhere": ((X, T, torch.ones(5, device=META)), {}, "expected cpu, got meta"),
+    "bool ignore_index": ((X, T), {"ignore_index": True}, "must be an int, got bool"),
     "fractional ignore_index": ((X, T), {"ignore_index": 0.5}, "must be an int, got float"),
     "label too large": (
         (X, torch.tensor([0, 1, 7, 9])),
@@ -58,7 +60,11 @@ REFUSED_BY_TORCH = {
         r"target\[1, 0, 1\] is 3, out of range for 3 classes",
     ),
     "label of one row": ((X[0], torch.tensor(9)), {}, "target is 9, out of range"),
-    "a label without classes": ((X[:, :0], T), {}, r"target\[0\] is 0, out of range for 0 classes"),
+    "a label without classes": (
+        (X[:, :0], T),
+        {},
+        r"target\[0\] is 0, out of range for 0 classes \(ignore_index=-100\)",
+    ),
     "label beside ignore_index": (
         (X, torch.tensor([-1, -2, 0, 0])),
         {"ignore_index": -1},
@@ -100,6 +106,25 @@ def test_refused_as_a_value_error_that_is_also_torchs_runtime_error(case):
             cross_entropy(X, T, **options)
 
 
+@pytest.mark.parametrize("name", ["label_smoothing", "z_loss", "softcap", "logit_scale"])
+@pytest.mark.parametrize("value", [torch.tensor(0.5), "0.5"])
+def test_a_number_is_not_a_tensor_whose_derivative_would_be_lost(name, value):
+    with pytest.raises(TypeError, match=f"{name} must be a number, got {type(value).__name__}"):
+        cross_entropy(X, T, **{name: value})
+
+
+def test_numpys_numbers_are_numbers():
+    np = pytest.importorskip("numpy")
+    cross_entropy(X, T, ignore_index=np.int64(2), label_smoothing=np.float32(0.1))
+    custom_ops.softmax(X, np.int64(1))
+
+
+@pytest.mark.parametrize("dim", [True, None, 1.0])
+def test_dim_must_be_an_int(dim):
+    with pytest.raises(TypeError, match=f"dim must be an int, got {type(dim).__name__}"):
+        custom_ops.softmax(X, dim)
+
+
 def test_dtype_must_be_a_float():
     with pytest.raises(NotImplementedError, match=r"not implemented for dtype=torch\.int64"):
         cross_entropy(X, T, dtype=torch.int64)
@@ -108,6 +133,11 @@ def test_dtype_must_be_a_float():
 def test_weight_may_have_the_dtype_of_the_loss():
     loss = cross_entropy(X.bfloat16(), T, torch.ones(5), dtype=torch.float32)
     assert loss.dtype == torch.float32
+
+
+def test_uint64_labels_beyond_int64_are_not_the_ignore_index():
+    with pytest.raises(IndexError, match=rf"target\[0\] is {2**64 - 100}, out of range"):
+        cross_entropy(X[:1], torch.tensor([2**64 - 100], dtype=torch.uint64))
 
 
 def test_only_the_first_bad_label_is_named_and_uint64_beyond_int64_is_bad():

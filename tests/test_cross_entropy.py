@@ -459,3 +459,61 @@ def test_inputs_are_left_alone(kind, options):
     cross_entropy(x, target, weight, **options).backward()
     for a, b in zip((x, target, weight), before, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("integer", "label", "ignore_index"),
+    [("uint8", 156, -100), ("uint8", 255, -1), ("uint8", 5, 261), ("int8", 5, 261),
+     ("int16", 5, 65541), ("uint16", 65436, -100)],
+)  # fmt: skip
+def test_a_narrow_label_is_not_taken_for_the_ignore_index(integer, label, ignore_index):
+    """In uint8, −100 wraps to 156: the rows are compared in int64, in every derivative."""
+    x = torch.randn(1, label + 1, dtype=D)
+    target = torch.tensor([label]).to(getattr(torch, integer))
+    for f in (
+        lambda x, t: torch.func.grad(cross_entropy)(x, t, ignore_index=ignore_index),
+        lambda x, t: torch.func.jvp(
+            lambda x: cross_entropy(x, t, ignore_index=ignore_index), (x,), (x,)
+        )[1],
+        lambda x, t: torch.func.jvp(
+            torch.func.grad(lambda x: cross_entropy(x, t, ignore_index=ignore_index)), (x,), (x,)
+        )[1],
+    ):
+        torch.testing.assert_close(f(x, target), f(x, target.long()))
+        assert (f(x, target) != 0).any()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_the_weight_of_a_class_that_no_label_names_is_not_read(value):
+    x, target = torch.randn(2, 3, dtype=D), torch.tensor([0, 2])
+    w, finite = torch.tensor([1.0, value, 2.0]).double(), torch.tensor([1.0, 1.0, 2.0]).double()
+    for transform in (torch.func.grad, torch.func.hessian, lambda f: torch.func.jacfwd(f)):
+        got, want = (transform(lambda x, w=w: cross_entropy(x, target, w))(x) for w in (w, finite))
+        torch.testing.assert_close(got, want)
+
+
+def test_an_unreduced_loss_may_be_changed_in_place(kind):
+    input, target, _ = case((3, 4), kind, {})
+    (x,) = differentiable(input)
+    loss = cross_entropy(x, target, reduction="none")
+    want = torch.autograd.grad(loss.sum(), x, retain_graph=True)[0]
+    loss.mul_(2)
+    torch.testing.assert_close(torch.autograd.grad(loss.sum(), x)[0], 2 * want)
+
+
+def test_lse_alone_sends_nothing_to_target_and_weight():
+    x, y, w = differentiable(torch.tensor([[0.0, -torch.inf]]), torch.eye(2)[:1], torch.ones(2))
+    _, stats = cross_entropy(x, y, w, return_stats=True)
+    d = torch.autograd.grad(stats.lse.sum(), (x, y, w), allow_unused=True)
+    assert torch.equal(d[0], torch.tensor([[1.0, 0.0]]))
+    assert d[1:] == (None, None)
+
+
+def test_autocast_widens_weight_and_probabilities_too():
+    x, target, w = torch.randn(4, 5), torch.tensor([0, 2, 1, 4]), torch.rand(5).bfloat16()
+    y = torch.rand(4, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for arguments in ((x, target, w), (x.bfloat16(), y.double()), (x.bfloat16(), y.half(), w)):
+            got, want = cross_entropy(*arguments), F.cross_entropy(*arguments)
+            assert got.dtype == want.dtype
+            torch.testing.assert_close(got, want)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from custom_ops.kernels.labels import checked_labels
 from custom_ops.kernels.options import Options, statistics_dtype
-from custom_ops.kernels.targets import along, label_rows, product, smoothed, weighted
+from custom_ops.kernels.targets import along, ignored_rows, label_rows, product, smoothed, weighted
 
 __all__ = [
     "capped",
@@ -105,22 +105,18 @@ def cross_entropy(
     M, L = statistics(z, o.dim)
     if target.is_floating_point():
         y = weighted(smoothed(target, z.shape[o.dim], o), weight, o)
-        loss = product(y, (M - z) + L).sum(o.dim, keepdim=True)
+        loss = product(y, (M - z) + L).sum(o.dim)
     else:
         loss = _label_loss(z, M, L, target, weight, o)
+    M, L = M.squeeze(o.dim), L.squeeze(o.dim)
     if o.z_loss:
         loss = loss + o.z_loss * (M + L) ** 2
-    prediction = z.detach().argmax(o.dim, keepdim=True) if o.predict else None
+    prediction = z.detach().argmax(o.dim) if o.predict else None
     if not target.is_floating_point():
-        ignored = (target == o.ignore_index).unsqueeze(o.dim)
+        ignored = ignored_rows(target, o).squeeze(o.dim)
         loss, M, L = (x.masked_fill(ignored, 0.0) for x in (loss, M, L))
         prediction = None if prediction is None else prediction.masked_fill(ignored, -1)
-    return (
-        loss.squeeze(o.dim),
-        M.squeeze(o.dim),
-        L.squeeze(o.dim),
-        None if prediction is None else prediction.squeeze(o.dim),
-    )
+    return loss, M, L, prediction
 
 
 def _label_loss(
@@ -135,7 +131,7 @@ def _label_loss(
         even = count * (eps / classes)
         y = even if weight is None else even * along(weight, o.dim, z)
         loss = loss + product(y, (M - z) + L).sum(o.dim, keepdim=True)
-    return loss
+    return loss.squeeze(o.dim)
 
 
 def cross_entropy_vjp(
@@ -164,8 +160,9 @@ def cross_entropy_vjp(
     else:
         index, count = label_rows(target, classes, o)
         w_t = count if weight is None else count * weight[index]
-        total = classes if weight is None else weight.sum()
-        m = w_t * (1 - eps) + count * (total * (eps / classes))
+        m = w_t * (1 - eps)
+        if eps:
+            m = m + count * ((classes if weight is None else weight.sum()) * (eps / classes))
         dz = _row_factor(m, g, h, M + L, o) * p
         if eps:
             even = g * count * (eps / classes)
@@ -173,7 +170,7 @@ def cross_entropy_vjp(
         dz = dz.scatter_add_(o.dim, index, g * w_t * (eps - 1))
     dx = dz if o.softcap is None and o.logit_scale == 1 else dz * slope
     if not target.is_floating_point():
-        dx = dx.masked_fill_((target == o.ignore_index).unsqueeze(o.dim), 0.0)
+        dx = dx.masked_fill_(ignored_rows(target, o), 0.0)
     return dx.to(input.dtype)
 
 

@@ -21,7 +21,11 @@ def checked_labels(target: Tensor, classes: int, ignore_index: int) -> Tensor:
     """
     labels = target.to(torch.int64, copy=True)
     if target.device.type == "cpu":
-        bad = ((labels < 0) | (labels >= classes)) & (labels != ignore_index)
+        bad = (labels < 0) | (labels >= classes)
+        if (
+            target.dtype != torch.uint64
+        ):  # whose large values are negative here, and no ignore_index
+            bad &= labels != ignore_index
         if bad.any():
             raise IndexError(_sentence(target, bad, classes, ignore_index))
     return labels
@@ -40,7 +44,8 @@ def _(info, in_dims, target, classes, ignore_index):  # type: ignore[no-untyped-
 def _sentence(target: Tensor, bad: Tensor, classes: int, ignore_index: int) -> str:
     position = bad.nonzero()[0].tolist()
     where = f"[{', '.join(map(str, position))}]" if position else ""
+    labels = f"0 to {classes - 1}, or " if classes else ""
     return (
         f"target{where} is {target[tuple(position)].item()}, out of range for {classes} classes "
-        f"(0 to {classes - 1}, or ignore_index={ignore_index})"
+        f"({labels}ignore_index={ignore_index})"
     )

@@ -16,6 +16,7 @@ from custom_ops.kernels.options import Options
 
 __all__ = [
     "along",
+    "ignored_rows",
     "label_rows",
     "label_weights",
     "product",
@@ -31,6 +32,14 @@ def along(vector: Tensor, dim: int, like: Tensor) -> Tensor:
     return vector.reshape([-1 if d == dim else 1 for d in range(like.dim())])
 
 
+def ignored_rows(labels: Tensor, o: Options) -> Tensor:
+    """Return which rows are ignored, the class dimension kept with size 1.
+
+    Compared in int64: in uint8, an ignore_index of −100 would be the label 156.
+    """
+    return (labels.to(torch.int64) == o.ignore_index).unsqueeze(o.dim)
+
+
 def label_rows(labels: Tensor, classes: int, o: Options) -> tuple[Tensor, Tensor]:
     """Return an index that is safe to read through, and what a row counts.
 
@@ -38,7 +47,7 @@ def label_rows(labels: Tensor, classes: int, o: Options) -> tuple[Tensor, Tensor
     is out of range, which on the CPU has raised before.
     """
     t = labels.to(torch.int64).unsqueeze(o.dim)
-    ignored = t == o.ignore_index
+    ignored = ignored_rows(labels, o)
     outside = (t < 0) | (t >= classes)
     count = torch.where(outside, torch.nan, 1.0).to(o.dtype)
     return t.masked_fill(ignored | outside, 0), count.masked_fill(ignored, 0.0)
