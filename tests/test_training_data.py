@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("training.lightning", reason="needs the extra [train]")
+
+from training.data import DigitData
+
+
+@pytest.fixture(scope="module")
+def data() -> DigitData:
+    return DigitData("digits", batch_size=100, seed=1)
+
+
+def test_digits_are_split_and_normalised(data: DigitData):
+    images = data.images
+    assert images.name == "digits"
+    assert images.train_images.shape == (1437, 1, 8, 8)
+    assert images.test_images.shape == (360, 1, 8, 8)
+    assert images.train_images.dtype == torch.float32
+    assert images.train_labels.dtype == torch.int64
+    assert abs(images.train_images.mean()) < 0.02
+    assert abs(images.train_images.std() - 1) < 0.02
+    assert data.image_shape == (1, 8, 8)
+
+
+def test_both_parts_have_every_digit_in_proportion(data: DigitData):
+    train, test = data.images.train_labels, data.images.test_labels
+    torch.testing.assert_close(
+        train.bincount() / len(train), test.bincount() / len(test), atol=5e-3, rtol=0
+    )
+
+
+def test_the_split_belongs_to_the_data_and_not_to_the_seed(data: DigitData):
+    other = DigitData("digits", seed=2).images
+    assert torch.equal(data.images.test_images, other.test_images)
+
+
+def test_training_batches_are_shuffled_and_the_test_set_is_whole_and_in_order(data: DigitData):
+    images, labels = next(iter(data.train_dataloader()))
+    assert images.shape == (100, 1, 8, 8)
+    assert not torch.equal(labels, data.images.train_labels[:100])
+    again = next(iter(DigitData("digits", batch_size=100, seed=1).train_dataloader()))
+    assert torch.equal(images, again[0])
+    tested = torch.cat([labels for _, labels in data.test_dataloader()])
+    assert torch.equal(tested, data.images.test_labels)
+
+
+def test_unknown_data_names_the_known_ones():
+    with pytest.raises(ValueError, match="data must be one of auto, mnist, digits, got 'cifar'"):
+        DigitData("cifar")

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import time
+
+import torch
+
+from training.measurement import median_seconds, peak_bytes, timed
+
+CPU = torch.device("cpu")
+MIB = 2**18  # float32 entries
+
+
+def test_peak_counts_what_is_alive_at_the_same_time():
+    def work() -> None:
+        a = torch.zeros(4 * MIB)
+        del a
+        b = torch.zeros(3 * MIB)
+        c = torch.zeros(2 * MIB)
+        del b, c
+
+    assert peak_bytes(work, CPU) == 5 * 2**20
+
+
+def test_peak_excludes_what_was_there_before_and_what_the_first_time_keeps():
+    held = [torch.zeros(8 * MIB)]
+
+    def work() -> None:
+        if len(held) == 1:
+            held.append(torch.zeros(8 * MIB))
+        torch.zeros(MIB)
+
+    assert peak_bytes(work, CPU) == 2**20
+
+
+def test_the_profiler_prints_nothing(capfd):
+    kept = torch.zeros(10)
+    peak_bytes(lambda: kept + 1, CPU)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_timings():
+    seconds, result = timed(lambda: time.sleep(0.02) or 7, CPU)
+    assert 0.02 <= seconds < 2
+    assert result == 7
+    medians = median_seconds({"a": lambda: time.sleep(0.01), "b": lambda: None}, CPU, rounds=5)
+    assert medians["b"] < 0.01 <= medians["a"]

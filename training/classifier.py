@@ -1,0 +1,66 @@
+"""One network with one head, trained by Lightning's automatic optimization."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from training import heads
+from training.lightning import LightningModule
+from training.models import build
+from training.optimizer import LEARNING_RATE, make_optimizer
+
+
+class Classifier(LightningModule):
+    """Images (N, C, H, W) to logits (N, 10).
+
+    Args:
+        model: a name of `training.models.MODELS`.
+        head: a name of `training.heads.HEADS`; it has no weights, so that a seed determines the
+            initial weights whatever the head.
+        image_shape: (C, H, W).
+        lr: the learning rate of the first step.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        head: str,
+        image_shape: tuple[int, int, int],
+        lr: float = LEARNING_RATE,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.model = build(model, image_shape)
+        self.loss = heads.head(head)
+        self.lr = lr
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits."""
+        return self.model(images)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the mean loss of the batch."""
+        images, labels = batch
+        loss = self.loss(self(images), labels)
+        self.log("loss", loss, prog_bar=True, batch_size=len(labels))
+        return loss
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Log the accuracy and the mean loss; each example counts once in either."""
+        images, labels = batch
+        logits = self(images)
+        metrics = {
+            "test_accuracy": (logits.argmax(-1) == labels).float().mean(),
+            "test_loss": self.loss(logits, labels),
+        }
+        self.log_dict(metrics, batch_size=len(labels), sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimizer and its schedule, a step a batch."""
+        optimizer, schedule = make_optimizer(self.parameters(), self.lr)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }

@@ -1,0 +1,66 @@
+"""Images of handwritten digits as normalised tensors in memory: MNIST and scikit-learn's digits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from training import mnist
+
+
+class Images(NamedTuple):
+    """A training and a test set; images (N, 1, H, W) float32 normalised, labels (N,) int64."""
+
+    name: str
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+
+
+def load_mnist(data_dir: Path) -> Images:
+    """Return the 60,000 + 10,000 MNIST images, (N, 1, 28, 28), downloaded to `data_dir` if absent.
+
+    Raise `mnist.Unavailable` or `mnist.CorruptFile`.
+    """
+    mnist.ensure_present(data_dir)
+    train_images, train_labels, test_images, test_labels = mnist.read(data_dir)
+    scale = {"mean": 33.3184, "std": 78.5675}  # of the training pixels, 0 to 255
+    return Images(
+        "mnist",
+        _normalised(train_images, **scale),
+        train_labels.long(),
+        _normalised(test_images, **scale),
+        test_labels.long(),
+    )
+
+
+def load_digits() -> Images:
+    """Return scikit-learn's 1,797 digits, (N, 1, 8, 8): 1,437 to train on and 360 to test on.
+
+    The split is fixed and has every digit in proportion: it belongs to the data, not to a run's
+    seed. No network: the images come with the library.
+    """
+    import sklearn.datasets
+    from sklearn.model_selection import train_test_split
+
+    digits = sklearn.datasets.load_digits()
+    train_images, test_images, train_labels, test_labels = train_test_split(
+        digits.images, digits.target, test_size=0.2, stratify=digits.target, random_state=0
+    )
+    scale = {"mean": 4.8842, "std": 6.0168}  # of the pixels, 0 to 16
+    return Images(
+        "digits",
+        _normalised(torch.from_numpy(train_images), **scale),
+        torch.from_numpy(train_labels).long(),
+        _normalised(torch.from_numpy(test_images), **scale),
+        torch.from_numpy(test_labels).long(),
+    )
+
+
+def _normalised(pixels: Tensor, mean: float, std: float) -> Tensor:
+    """(N, H, W) of any dtype to (N, 1, H, W) float32 with mean 0 and deviation 1."""
+    return pixels.float().sub_(mean).div_(std).unsqueeze(1)

@@ -1,0 +1,104 @@
+"""The comparison's report as tables in a terminal, 80 columns wide."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+WIDTH = 80
+
+
+def show(report: dict[str, Any], console: Console | None = None) -> None:
+    """Print the report."""
+    (console or Console(width=WIDTH, highlight=False)).print(
+        Group(_summary(report), Text(), _gradients(report), _reading(report))
+    )
+
+
+def _summary(report: dict[str, Any]) -> Table:
+    settings, heads, differences = report["settings"], report["heads"], report["differences"]
+    table = Table(
+        title=f"{settings['model']} on {settings['data']}: {report['steps']} steps of "
+        f"{settings['batch_size']}, seed {settings['seed']}, precision {settings['precision']}, "
+        f"{report['environment']['device']}",
+        box=box.SIMPLE_HEAD,
+        title_style="bold",
+        width=WIDTH,
+        padding=(0, 1),
+    )
+    table.add_column("")
+    for name in heads:
+        table.add_column(name, justify="right")
+
+    def row(label: str, key: str, show: Any) -> None:
+        table.add_row(label, *(show(head[key]) for head in heads.values()))
+
+    def difference(label: str, where: str, largest: Any) -> None:
+        others = (differences[name][where] for name in list(heads)[1:])
+        table.add_row(label, "", *(_tiny(largest(other)) for other in others))
+
+    row("test accuracy", "test_accuracy", lambda x: f"{100 * x:.2f} %")
+    row("test loss", "test_loss", _plain)
+    row("loss of the last step", "final_loss", _plain)
+    row("time a step, median", "step_ms", lambda x: f"{x:.2f} ms")
+    row("  loss and its gradient alone", "loss_us", lambda x: f"{x:.0f} µs")
+    row("peak memory of a step", "peak_bytes", lambda x: f"{x / 2**20:.2f} MiB")
+    row("  loss and its gradient alone", "loss_peak_bytes", lambda x: f"{x / 2**10:.1f} KiB")
+    table.add_section()
+    table.add_row(Text("largest difference from builtin", style="italic"))
+    difference("same weights: loss", "same_weights", lambda d: d["loss"])
+    difference("same weights: any gradient", "same_weights", lambda d: _largest(d["gradients"]))
+    difference("own path: loss", "own_path", lambda d: d["loss"])
+    difference("own path: any gradient", "own_path", lambda d: _largest(d["gradients"]))
+    return table
+
+
+def _gradients(report: dict[str, Any]) -> Table:
+    differences = report["differences"]
+    table = Table(
+        title="largest difference of each gradient from builtin's",
+        box=box.SIMPLE_HEAD,
+        title_style="bold",
+        width=WIDTH,
+        padding=(0, 1),
+    )
+    table.add_column("parameter")
+    table.add_column("its largest\nentry", justify="right")
+    for name in differences:
+        table.add_column(f"{name}\nsame weights", justify="right")
+    for name in differences:
+        table.add_column(f"{name}\nown path", justify="right")
+    for i, parameter in enumerate(report["parameters"]):
+        cells = [
+            _tiny(differences[name][where]["gradients"][i])
+            for where in ("same_weights", "own_path")
+            for name in differences
+        ]
+        table.add_row(parameter, _tiny(report["gradient_size"][i]), *cells)
+    return table
+
+
+def _reading(report: dict[str, Any]) -> Text:
+    probes = report["series"]["same_weights"]["steps"]
+    return Text(
+        f"same weights: at {len(probes)} of the steps every head got builtin's logits and sent its "
+        "gradient through builtin's network: what the head itself changes. own path: each head "
+        "trains its own copy; training amplifies the rounding of its last bit.",
+        style="dim",
+    )
+
+
+def _largest(values: list[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)
+
+
+def _plain(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.6f}"
+
+
+def _tiny(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.1e}" if value else "0"
