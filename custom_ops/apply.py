@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,17 +13,33 @@ from torch._C._functorch import (
     get_interpreter_stack,
     is_legacy_batchedtensor,
 )
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
-__all__ = ["apply"]
+__all__ = ["apply", "forward_mode_of"]
+
+
+def forward_mode_of(function: type[Function]) -> Callable[[type[Function]], type[Function]]:
+    """Decorate the subclass that adds `jvp` to `function`: `apply` finds it as `with_jvp`.
+
+    The signature of `forward` is kept on the way, for Function.apply asks for it at every call, and
+    finding it out anew takes longer than a small softmax.
+    """
+
+    def register(with_jvp: type[Function]) -> type[Function]:
+        function.with_jvp = with_jvp  # type: ignore[attr-defined]
+        function.forward.__signature__ = inspect.signature(function.forward)  # type: ignore[attr-defined]
+        return with_jvp
+
+    return register
 
 
 def apply(function: type[Function], *args: Any) -> Any:
     """Apply `function` in the form that the caller's surroundings can differentiate.
 
     - As a rule: `function.with_jvp`, the class with the hand-written forward mode.
-    - Under torch.compile and torch.export: the class without it. Dynamo refuses a Function that
-      defines `jvp`, and takes forward mode through the operators of `forward`.
+    - Where nothing is differentiated, as in a backward without create_graph: `function.forward`.
+    - Under torch.compile and torch.export: the class without `jvp`. Dynamo refuses a Function that
+      defines it, and takes forward mode through the operators of `forward`.
     - `function.plain`, the forward as plain differentiable algebra, where torch (2.13) has no right
       answer for a Function: with forward mode nested in forward mode, where the tangent that `jvp`
       returns counts as a constant of the outer level (issue 197867: jacfwd(jacfwd(f)) would be 0,
@@ -32,7 +50,10 @@ def apply(function: type[Function], *args: Any) -> Any:
     if torch.compiler.is_compiling():
         plain = torch.compiler.is_exporting() or _levels() > 0
         return function.plain(*args) if plain else function.apply(*args)  # type: ignore[attr-defined]
-    if _forward_levels() > 1 or any(map(_in_batch_of_gradients, args)):
+    levels = get_interpreter_stack() or []
+    if not levels and not torch.is_grad_enabled() and forward_ad._current_level < 0:
+        return function.forward(*args)
+    if _nested_forward(levels) or any(map(_in_batch_of_gradients, args)):
         return function.plain(*args)  # type: ignore[attr-defined]
     return function.with_jvp.apply(*args)  # type: ignore[attr-defined]
 
@@ -43,8 +64,8 @@ def _levels() -> int:
     return len(get_interpreter_stack() or ())
 
 
-def _forward_levels() -> int:
-    return sum(level.key() == TransformType.Jvp for level in get_interpreter_stack() or ())
+def _nested_forward(levels: list[Any]) -> bool:
+    return sum(level.key() == TransformType.Jvp for level in levels) > 1
 
 
 def _in_batch_of_gradients(argument: object) -> bool:

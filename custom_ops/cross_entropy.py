@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from custom_ops import kernels
-from custom_ops.apply import apply
+from custom_ops.apply import apply, forward_mode_of
 from custom_ops.autocast import autocast_widened
 from custom_ops.checks import (
     as_index,
@@ -186,7 +186,7 @@ def _rows(input: Tensor, target: Tensor, weight: Tensor | None, o: Options) -> T
     classes = input.shape[o.dim]
     if target.is_floating_point():
         return input.numel() / classes if classes else float("nan")
-    return targets.label_weights(target, classes, weight, o).sum()
+    return targets.mean_rows(target, classes, weight, o)
 
 
 class _CrossEntropy(Function):
@@ -231,6 +231,7 @@ class _CrossEntropy(Function):
         return d_input, d_target, d_weight, None
 
 
+@forward_mode_of(_CrossEntropy)
 class _CrossEntropyWithJvp(_CrossEntropy):
     @staticmethod
     def jvp(ctx: Any, dx: Tensor | None, dy: Tensor | None, dw: Tensor | None, __: None) -> Any:
@@ -246,9 +247,6 @@ class _CrossEntropyWithJvp(_CrossEntropy):
             d_loss = d_loss + r.sum(targets.product(d_y, r.surprisal))
         d_loss, d_L = d_loss.squeeze(ctx.o.dim), d_L.squeeze(ctx.o.dim)
         return d_loss, torch.zeros_like(d_L), d_L, None
-
-
-_CrossEntropy.with_jvp = _CrossEntropyWithJvp  # type: ignore[attr-defined]
 
 
 class _CrossEntropyVjp(Function):
@@ -308,6 +306,7 @@ class _CrossEntropyVjp(Function):
         return d_input, d_target, d_weight, d_g.squeeze(ctx.o.dim), d_h, None, None, None
 
 
+@forward_mode_of(_CrossEntropyVjp)
 class _CrossEntropyVjpWithJvp(_CrossEntropyVjp):
     @staticmethod
     def jvp(
@@ -330,14 +329,11 @@ class _CrossEntropyVjpWithJvp(_CrossEntropyVjp):
         return (out + r.slope * (d_a * r.p - d_gy)).to(input.dtype)
 
 
-_CrossEntropyVjp.with_jvp = _CrossEntropyVjpWithJvp  # type: ignore[attr-defined]
-
-
 def _blank_ignored(input: Tensor, target: Tensor, o: Options) -> Tensor:
     """The input with 0 in the rows that are ignored: no NaN or inf of theirs meets a derivative."""
     if target.is_floating_point():
         return input
-    return input.masked_fill(targets.ignored_rows(target, o), 0.0)
+    return input.masked_fill(targets.ignored_rows(target, o).unsqueeze(o.dim), 0.0)
 
 
 class _Row(NamedTuple):
@@ -361,7 +357,7 @@ class _Row(NamedTuple):
     def of(input: Tensor, target: Tensor, weight: Tensor | None, o: Options) -> _Row:
         ignored = None
         if not target.is_floating_point():
-            ignored = targets.ignored_rows(target, o)
+            ignored = targets.ignored_rows(target, o).unsqueeze(o.dim)
             input = input.masked_fill(ignored, 0.0)
         z, slope, bend = eager.capped(input, o)
         M, L = eager.statistics(z, o.dim)

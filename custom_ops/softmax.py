@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from custom_ops import kernels
-from custom_ops.apply import apply
+from custom_ops.apply import apply, forward_mode_of
 from custom_ops.autocast import autocast_dtype
 from custom_ops.checks import check_dim, check_input
 from custom_ops.kernels import eager
@@ -102,14 +102,12 @@ class _Softmax(Function):
         return contract(p, v, ctx.dim), None  # ∂C/∂z_s = Σ_k v_k J_ks
 
 
+@forward_mode_of(_Softmax)
 class _SoftmaxWithJvp(_Softmax):
     @staticmethod
     def jvp(ctx: Any, v: Tensor, _: None) -> Tensor:
         (p,) = ctx.saved_tensors
         return contract(p, v, ctx.dim)  # ∂p_k = Σ_s J_ks v_s
-
-
-_Softmax.with_jvp = _SoftmaxWithJvp  # type: ignore[attr-defined]
 
 
 class _LogSoftmax(Function):
@@ -135,11 +133,9 @@ class _LogSoftmax(Function):
         return kernels.log_softmax_vjp(y, v, ctx.dim), None  # v_s − p_s Σ_k v_k
 
 
+@forward_mode_of(_LogSoftmax)
 class _LogSoftmaxWithJvp(_LogSoftmax):
     @staticmethod
     def jvp(ctx: Any, v: Tensor, _: None) -> Tensor:
         (y,) = ctx.saved_tensors
         return kernels.log_softmax_jvp(y, v, ctx.dim)  # v_k − ⟨p, v⟩
-
-
-_LogSoftmax.with_jvp = _LogSoftmaxWithJvp  # type: ignore[attr-defined]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from custom_ops.kernels.labels import checked_labels
 from custom_ops.kernels.options import Options, statistics_dtype
-from custom_ops.kernels.targets import along, ignored_rows, label_rows, product, smoothed, weighted
+from custom_ops.kernels.targets import LabelRows, along, product, smoothed, weighted
 
 __all__ = [
     "capped",
@@ -92,9 +92,10 @@ def capped(x: Tensor, o: Options) -> tuple[Tensor, Tensor | float, Tensor | floa
 def cross_entropy(
     input: Tensor, target: Tensor, weight: Tensor | None, o: Options
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Return a loss ℓ, M, L and the prediction a row; an ignored row has ℓ = M = L = 0 and −1.
+    """Return ℓ, M, L and the prediction (None unless it is wanted), one a row.
 
-    ℓ = ⟨ỹ, lse − z⟩ + λ lse², where lse − z_k is taken as (M − z_k) + L.
+    ℓ = ⟨ỹ, lse − z⟩ + λ lse², where lse − z_k is taken as (M − z_k) + L. An ignored row has ℓ = 0
+    and, where the prediction is wanted, M = L = 0 and −1.
     """
     if not target.is_floating_point():
         target = checked_labels(target, input.shape[o.dim], o.ignore_index)
@@ -103,35 +104,39 @@ def cross_entropy(
         return nothing, nothing.clone(), nothing.clone(), nothing.long() - 1 if o.predict else None
     z, _, _ = capped(input, o)
     M, L = statistics(z, o.dim)
+    prediction = z.detach().argmax(o.dim) if o.predict else None
     if target.is_floating_point():
         y = weighted(smoothed(target, z.shape[o.dim], o), weight, o)
         loss = product(y, (M - z) + L).sum(o.dim)
-    else:
-        loss = _label_loss(z, M, L, target, weight, o)
+        M, L = M.squeeze(o.dim), L.squeeze(o.dim)
+        return _plus_z_loss(loss, M, L, o), M, L, prediction
+    rows = LabelRows.of(target, z.shape[o.dim], o)
+    loss = _label_loss(z, M, L, rows.label, weight, o)
     M, L = M.squeeze(o.dim), L.squeeze(o.dim)
-    if o.z_loss:
-        loss = loss + o.z_loss * (M + L) ** 2
-    prediction = z.detach().argmax(o.dim) if o.predict else None
-    if not target.is_floating_point():
-        ignored = ignored_rows(target, o).squeeze(o.dim)
-        loss, M, L = (x.masked_fill(ignored, 0.0) for x in (loss, M, L))
-        prediction = None if prediction is None else prediction.masked_fill(ignored, -1)
+    loss = rows.mask(_plus_z_loss(loss, M, L, o))
+    if prediction is not None:
+        M, L = M.masked_fill(rows.ignored, 0.0), L.masked_fill(rows.ignored, 0.0)
+        prediction = prediction.masked_fill(rows.ignored, -1)
     return loss, M, L, prediction
 
 
+def _plus_z_loss(loss: Tensor, M: Tensor, L: Tensor, o: Options) -> Tensor:
+    return loss + o.z_loss * (M + L) ** 2 if o.z_loss else loss
+
+
 def _label_loss(
-    z: Tensor, M: Tensor, L: Tensor, labels: Tensor, weight: Tensor | None, o: Options
+    z: Tensor, M: Tensor, L: Tensor, index: Tensor, weight: Tensor | None, o: Options
 ) -> Tensor:
     """⟨ỹ, lse − z⟩ for labels: one class is read, and all of them only when smoothing wants it."""
     classes, eps = z.shape[o.dim], o.label_smoothing
-    index, count = label_rows(labels, classes, o)
-    w_t = count if weight is None else count * weight[index]
-    loss = product(w_t * (1 - eps), (M - z.gather(o.dim, index)) + L)
+    loss = ((M - z.gather(o.dim, index.unsqueeze(o.dim))) + L).squeeze(o.dim)
+    if weight is not None:
+        loss = product(weight[index], loss)
     if eps:
-        even = count * (eps / classes)
-        y = even if weight is None else even * along(weight, o.dim, z)
-        loss = loss + product(y, (M - z) + L).sum(o.dim, keepdim=True)
-    return loss.squeeze(o.dim)
+        w = torch.ones_like(M) if weight is None else along(weight, o.dim, z)
+        even = product(w, (M - z) + L).sum(o.dim)
+        loss = (1 - eps) * loss + (eps / classes) * even if eps < 1 else even / classes
+    return loss
 
 
 def cross_entropy_vjp(
@@ -151,30 +156,44 @@ def cross_entropy_vjp(
     if input.numel() == 0:
         return torch.zeros_like(input)
     z, slope, _ = capped(input, o)
-    g, M, L = (x.unsqueeze(o.dim) for x in (g, M, L))
-    p = (z - M).sub_(L).exp_()
-    classes, eps = z.shape[o.dim], o.label_smoothing
+    ignored = None
+    p = (z - M.unsqueeze(o.dim)).sub_(L.unsqueeze(o.dim)).exp_()
     if target.is_floating_point():
-        y = weighted(smoothed(target, classes, o), weight, o)
-        dz = _row_factor(y.sum(o.dim, keepdim=True), g, h, M + L, o) * p - g * y
+        y = weighted(smoothed(target, z.shape[o.dim], o), weight, o)
+        a = _row_factor(y.sum(o.dim), g, h, M + L, o)
+        dz = a.unsqueeze(o.dim) * p - g.unsqueeze(o.dim) * y
     else:
-        index, count = label_rows(target, classes, o)
-        w_t = count if weight is None else count * weight[index]
-        m = w_t * (1 - eps)
-        if eps:
-            m = m + count * ((classes if weight is None else weight.sum()) * (eps / classes))
-        dz = _row_factor(m, g, h, M + L, o) * p
-        if eps:
-            even = g * count * (eps / classes)
-            dz = dz - (even if weight is None else even * along(weight, o.dim, z))
-        dz = dz.scatter_add_(o.dim, index, g * w_t * (eps - 1))
+        rows = LabelRows.of(target, z.shape[o.dim], o)
+        dz = _label_gradient(p, rows, weight, g, h, M + L, o)
+        ignored = rows.ignored.unsqueeze(o.dim)
     dx = dz if o.softcap is None and o.logit_scale == 1 else dz * slope
-    if not target.is_floating_point():
-        dx = dx.masked_fill_(ignored_rows(target, o), 0.0)
-    return dx.to(input.dtype)
+    return (dx if ignored is None else dx.masked_fill_(ignored, 0.0)).to(input.dtype)
+
+
+def _label_gradient(
+    p: Tensor,
+    rows: LabelRows,
+    weight: Tensor | None,
+    g: Tensor,
+    h: Tensor | None,
+    lse: Tensor,
+    o: Options,
+) -> Tensor:
+    """a·p − g·ỹ for labels, ỹ never built."""
+    classes, eps = p.shape[o.dim], o.label_smoothing
+    w_t = torch.ones_like(lse) if weight is None else weight[rows.label]
+    m = w_t if weight is None or not eps else (1 - eps) * w_t + eps * weight.mean()
+    a = rows.mask(_row_factor(m, g, h, lse, o))
+    dz = a.unsqueeze(o.dim) * p
+    if eps:
+        even = (eps / classes) * g.unsqueeze(o.dim)
+        dz = dz - (even if weight is None else even * along(weight, o.dim, p))
+    return dz.scatter_add_(
+        o.dim, rows.label.unsqueeze(o.dim), ((eps - 1) * w_t * g).unsqueeze(o.dim)
+    )
 
 
 def _row_factor(m: Tensor, g: Tensor, h: Tensor | None, lse: Tensor, o: Options) -> Tensor:
     """a = g·c + h with c = m + 2λ·lse."""
-    c = m + 2 * o.z_loss * lse if o.z_loss else m
-    return g * c if h is None else g * c + h.unsqueeze(o.dim)
+    a = g * (m + 2 * o.z_loss * lse if o.z_loss else m)
+    return a if h is None else a + h

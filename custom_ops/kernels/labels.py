@@ -22,12 +22,11 @@ def checked_labels(target: Tensor, classes: int, ignore_index: int) -> Tensor:
     labels = target.to(torch.int64, copy=True)
     if target.device.type == "cpu":
         bad = (labels < 0) | (labels >= classes)
-        if (
-            target.dtype != torch.uint64
-        ):  # whose large values are negative here, and no ignore_index
-            bad &= labels != ignore_index
-        if bad.any():
-            raise IndexError(_sentence(target, bad, classes, ignore_index))
+        if bad.any():  # then the ignored ones are set apart, which most batches have none of
+            if target.dtype != torch.uint64:  # its values beyond int64 are negative here
+                bad &= labels != ignore_index
+            if bad.any():
+                raise IndexError(_sentence(target, bad, classes, ignore_index))
     return labels
 
 

@@ -9,16 +9,18 @@ with ε the label smoothing (Szegedy et al., 2016, section 7) and w the class we
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from custom_ops.kernels.options import Options
 
 __all__ = [
+    "LabelRows",
     "along",
     "ignored_rows",
-    "label_rows",
-    "label_weights",
+    "mean_rows",
     "product",
     "pull_back",
     "push_forward",
@@ -33,30 +35,41 @@ def along(vector: Tensor, dim: int, like: Tensor) -> Tensor:
 
 
 def ignored_rows(labels: Tensor, o: Options) -> Tensor:
-    """Return which rows are ignored, the class dimension kept with size 1.
+    """Return which rows are ignored.
 
     Compared in int64: in uint8, an ignore_index of −100 would be the label 156.
     """
-    return (labels.to(torch.int64) == o.ignore_index).unsqueeze(o.dim)
+    return labels.to(torch.int64) == o.ignore_index
 
 
-def label_rows(labels: Tensor, classes: int, o: Options) -> tuple[Tensor, Tensor]:
-    """Return an index that is safe to read through, and what a row counts.
+class LabelRows(NamedTuple):
+    """Labels as the rows' arithmetic takes them, without the class dimension."""
 
-    Both keep the class dimension, with size 1. A row counts 1; 0 if it is ignored; NaN if its label
-    is out of range, which on the CPU has raised before.
-    """
-    t = labels.to(torch.int64).unsqueeze(o.dim)
-    ignored = ignored_rows(labels, o)
-    outside = (t < 0) | (t >= classes)
-    count = torch.where(outside, torch.nan, 1.0).to(o.dtype)
-    return t.masked_fill(ignored | outside, 0), count.masked_fill(ignored, 0.0)
+    label: Tensor  #: int64, safe to read through: the label, or the class nearest to it
+    outside: Tensor  #: whether the label is none of the classes
+    ignored: Tensor  #: whether that is because it is ignored
+
+    @staticmethod
+    def of(labels: Tensor, classes: int, o: Options) -> LabelRows:
+        """Read the labels once."""
+        labels = labels.to(torch.int64)
+        label = labels.clamp(0, max(classes - 1, 0))
+        return LabelRows(label, labels != label, labels == o.ignore_index)
+
+    def mask(self, x: Tensor) -> Tensor:
+        """Return x, one a row, with 0 where it is ignored, else NaN where the label is outside.
+
+        On the CPU such a label has raised before; on other devices its row is NaN.
+        """
+        return x.masked_fill(self.outside, torch.nan).masked_fill(self.ignored, 0.0)
 
 
-def label_weights(labels: Tensor, classes: int, weight: Tensor | None, o: Options) -> Tensor:
-    """Return w_t a row, the class dimension kept: what the row counts in the mean."""
-    index, count = label_rows(labels, classes, o)
-    return count if weight is None or classes == 0 else count * weight[index]
+def mean_rows(labels: Tensor, classes: int, weight: Tensor | None, o: Options) -> Tensor:
+    """Return Σ w_t over the rows that count, the mean's denominator."""
+    if weight is None or classes == 0:
+        return (labels.to(torch.int64) != o.ignore_index).sum()
+    rows = LabelRows.of(labels, classes, o)
+    return rows.mask(weight[rows.label]).sum()
 
 
 def smoothed(target: Tensor, classes: int, o: Options) -> Tensor:
@@ -64,9 +77,11 @@ def smoothed(target: Tensor, classes: int, o: Options) -> Tensor:
     eps = o.label_smoothing
     if target.is_floating_point():
         return target.to(o.dtype) * (1 - eps) + eps / max(classes, 1)
-    index, count = label_rows(target, classes, o)
-    k = along(torch.arange(classes, device=target.device), o.dim, index)
-    return count * ((k == index).to(o.dtype) * (1 - eps) + eps / max(classes, 1))
+    rows = LabelRows.of(target, classes, o)
+    t = rows.label.unsqueeze(o.dim)
+    one_hot = (along(torch.arange(classes, device=target.device), o.dim, t) == t).to(o.dtype)
+    counts = rows.mask(torch.ones_like(rows.label, dtype=o.dtype)).unsqueeze(o.dim)
+    return counts * (one_hot * (1 - eps) + eps / max(classes, 1))
 
 
 def weighted(s: Tensor, weight: Tensor | None, o: Options) -> Tensor:
