@@ -301,8 +301,10 @@ class _CrossEntropyVjp(Function):
         pu = r.sum(r.p * u)
         d_input = r.hessian_product(v, G, H).to(input.dtype)
         d_g = r.c * pu - r.sum(targets.product(r.y, u))
-        d_target, d_weight = targets.pull_back(r.s, target, weight, G * (pu - u), ctx.o)
         d_h = None if h is None else pu.squeeze(ctx.o.dim)
+        d_target = d_weight = None
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            d_target, d_weight = targets.pull_back(r.s, target, weight, G * (pu - u), ctx.o)
         return d_input, d_target, d_weight, d_g.squeeze(ctx.o.dim), d_h, None, None, None
 
 
@@ -331,9 +333,15 @@ class _CrossEntropyVjpWithJvp(_CrossEntropyVjp):
 
 def _blank_ignored(input: Tensor, target: Tensor, o: Options) -> Tensor:
     """The input with 0 in the rows that are ignored: no NaN or inf of theirs meets a derivative."""
+    ignored = _ignored(target, o)
+    return input if ignored is None else input.masked_fill(ignored, 0.0)
+
+
+def _ignored(target: Tensor, o: Options) -> Tensor | None:
+    """Which rows are ignored, the class dimension kept; None for probabilities."""
     if target.is_floating_point():
-        return input
-    return input.masked_fill(targets.ignored_rows(target, o).unsqueeze(o.dim), 0.0)
+        return None
+    return targets.ignored_rows(target, o).unsqueeze(o.dim)
 
 
 class _Row(NamedTuple):
@@ -355,11 +363,8 @@ class _Row(NamedTuple):
 
     @staticmethod
     def of(input: Tensor, target: Tensor, weight: Tensor | None, o: Options) -> _Row:
-        ignored = None
-        if not target.is_floating_point():
-            ignored = targets.ignored_rows(target, o).unsqueeze(o.dim)
-            input = input.masked_fill(ignored, 0.0)
-        z, slope, bend = eager.capped(input, o)
+        ignored = _ignored(target, o)
+        z, slope, bend = eager.capped(_blank_ignored(input, target, o), o)
         M, L = eager.statistics(z, o.dim)
         s = targets.smoothed(target, z.shape[o.dim], o)
         y = targets.weighted(s, weight, o)

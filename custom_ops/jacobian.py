@@ -169,7 +169,7 @@ def last_layer_hvp(
 
 
 class JacobianSoftmax(Function):
-    """Softmax over the last dimension whose backward builds J, (N, C, C), and contracts it."""
+    """Softmax over the last dimension whose backward builds J, (..., C, C), and contracts it."""
 
     @staticmethod
     def forward(z: Tensor) -> Tensor:
