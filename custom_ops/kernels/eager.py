@@ -58,19 +58,19 @@ def log_softmax(z: Tensor, dim: int) -> Tensor:
     """log p = (z − M) − L."""
     x = z.to(statistics_dtype(z.dtype))
     M, L = statistics(x, dim)
-    return ((x - M) - L).to(z.dtype)
+    return (x - M).sub_(L).to(z.dtype)
 
 
 def contract(p: Tensor, v: Tensor, dim: int) -> Tensor:
     """J v = vᵀJ = p ⊙ (v − ⟨p, v⟩): the contraction with J = diag(p) − p pᵀ in O(C)."""
     q, w = p.to(statistics_dtype(p.dtype)), v.to(statistics_dtype(v.dtype))
-    return (q * (w - (q * w).sum(dim, keepdim=True))).to(v.dtype)
+    return (w - (q * w).sum(dim, keepdim=True)).mul_(q).to(v.dtype)
 
 
 def log_softmax_vjp(y: Tensor, v: Tensor, dim: int) -> Tensor:
     """v − p Σ_k v_k, with p = exp(y)."""
     x, w = y.to(statistics_dtype(y.dtype)), v.to(statistics_dtype(v.dtype))
-    return (w - x.exp() * w.sum(dim, keepdim=True)).to(v.dtype)
+    return torch.addcmul(w, x.exp(), w.sum(dim, keepdim=True), value=-1).to(v.dtype)
 
 
 def log_softmax_jvp(y: Tensor, v: Tensor, dim: int) -> Tensor:
