@@ -220,6 +220,7 @@ def test_two_processes_train_one_model(tmp_path: Path):
     [
         ("compare", ("--devices", 2), "--devices 2: the comparison runs on one device"),
         ("compare", ("--precision", "16-mixed", "--accelerator", "cpu"), "16-mixed needs CUDA"),
+        ("train", ("--devices", 5000, "--accelerator", "cpu"), "--devices 5000: this machine has"),
         ("train", ("--batch-size", 0), "expected a whole number from 1, got 0"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -127,8 +128,10 @@ def _accelerator(arguments: argparse.Namespace) -> str:
         accelerator = "cuda" if there else "cpu"
     if accelerator == "cuda" and not there:
         raise Refused("--accelerator cuda: this torch sees no CUDA device")
-    if accelerator == "cuda" and arguments.devices > torch.cuda.device_count():
-        raise Refused(f"--devices {arguments.devices}: there are {torch.cuda.device_count()}")
+    # On the CPU a device is a process, and Lightning starts as many as it is told.
+    devices = torch.cuda.device_count() if accelerator == "cuda" else os.cpu_count() or 1
+    if arguments.devices > devices:
+        raise Refused(f"--devices {arguments.devices}: this machine has {devices} ({accelerator})")
     if accelerator == "cpu" and arguments.precision == "16-mixed":
         raise Refused("--precision 16-mixed needs CUDA; bf16-mixed runs on the CPU as well")
     return accelerator
