@@ -7,9 +7,13 @@ and that is what is used, against a float64 oracle rounded once.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
+
+from custom_ops.kernels import native
 
 torch.set_num_threads(1)  # pytest-xdist runs a process a core
 
@@ -19,6 +23,19 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module", params=["eager", "cpp"])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run a module's tests (`usefixtures`) on the eager kernels and on the C++ ones."""
+    if request.param == "cpp":
+        if native.library is None:
+            pytest.skip(f"no C++ kernels: {native.missing}")
+        yield request.param
+    else:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(native, "library", None)
+            yield request.param
 
 
 def oracle_cross_entropy(

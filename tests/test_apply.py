@@ -12,6 +12,8 @@ from torch.testing import assert_close
 import custom_ops
 from custom_ops import cross_entropy
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 D = torch.double
 LABELS = torch.tensor([1, -100, 3, 0])
 WEIGHT = torch.tensor([0.5, 1.0, 2.0, 0.1])

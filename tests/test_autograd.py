@@ -12,6 +12,8 @@ from torch.utils.checkpoint import checkpoint
 import custom_ops
 from custom_ops import cross_entropy
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 TARGET = torch.tensor([1, -100, 3, 0])
 OPS = {
     "softmax": lambda x: custom_ops.softmax(x, 1),

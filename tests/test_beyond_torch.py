@@ -86,6 +86,8 @@ def test_a_smoothed_class_without_weight_may_lie_at_minus_infinity():
 # Enough rows for two threads: torch's kernel throws in a parallel region, which ends the process.
 COMPILED = """
 import torch, custom_ops
+
+pytestmark = pytest.mark.usefixtures("backend")
 torch.set_num_threads(2)
 x, target = torch.zeros(40_000, 50, requires_grad=True), torch.zeros(40_000, dtype=torch.long)
 target[20_000] = 99

@@ -13,6 +13,8 @@ from torch.testing._internal.common_methods_invocations import op_db
 
 from custom_ops import cross_entropy, jacobian
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 D = torch.double
 INTEGERS = ("int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64")
 # Each option alone, and all of them at once.

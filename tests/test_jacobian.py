@@ -8,6 +8,8 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from custom_ops import jacobian
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 D = torch.double
 
 

@@ -12,6 +12,8 @@ from torch.testing._internal.common_modules import module_db
 
 import custom_ops
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 OURS = {
     nn.Softmax: custom_ops.Softmax,
     nn.LogSoftmax: custom_ops.LogSoftmax,

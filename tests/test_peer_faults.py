@@ -8,6 +8,8 @@ from conftest import differentiable
 import custom_ops
 from custom_ops import cross_entropy
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 X, T = torch.randn(6, 9, generator=torch.Generator().manual_seed(3)), torch.arange(6)
 
 

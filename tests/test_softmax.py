@@ -12,6 +12,8 @@ from torch.testing._internal.common_methods_invocations import op_db
 import custom_ops
 from custom_ops import contract, jacobian
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 D = torch.double
 OPS = {"softmax": custom_ops.softmax, "log_softmax": custom_ops.log_softmax}
 BUILTINS = {"softmax": F.softmax, "log_softmax": F.log_softmax}

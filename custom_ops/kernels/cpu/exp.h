@@ -1,0 +1,65 @@
+// exp, to within one unit in the last place: most of the arithmetic of every kernel, so it is
+// written out here, where the compiler can keep it in the loop; at::vec would call a library.
+#pragma once
+
+#include <ATen/cpu/vec/vec.h>
+
+namespace custom_ops {
+
+// For double, and on processors that have no vectors of their own below.
+template <typename T>
+inline at::vec::Vectorized<T> exp(at::vec::Vectorized<T> x) {
+  return x.exp();
+}
+
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
+
+// exp(x) = 2ⁿ exp(r) with n = round(x / ln 2), so |r| ≤ ln 2 / 2 (Cody and Waite, 1980: ln 2 is
+// subtracted in two parts, of which the first times n is exact), and
+//
+//     exp(r) ≈ 1 + r + r² (c₂ + c₃ r + c₄ r² + c₅ r³ + c₆ r⁴)
+//
+// the relative minimax fit, off by 3.1e-9 at most. x is kept where 2ⁿ has an exponent; beyond, the
+// result is 0 or ∞ either way. NaN stays NaN: min and max return their second argument then.
+#ifdef CPU_CAPABILITY_AVX512
+#define VECTOR __m512
+#define M(name) _mm512_##name##_ps
+#define ROUND(x) _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+#else
+#define VECTOR __m256
+#define M(name) _mm256_##name##_ps
+#define ROUND(x) _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+#endif
+
+template <>
+inline at::vec::Vectorized<float> exp(at::vec::Vectorized<float> input) {
+  const VECTOR x = M(max)(M(set1)(-104.0f), M(min)(M(set1)(89.0f), input));
+  const VECTOR n = ROUND(M(mul)(x, M(set1)(0x1.715476p+0f)));
+  VECTOR r = M(fnmadd)(n, M(set1)(0x1.62e4p-1f), x);
+  r = M(fnmadd)(n, M(set1)(0x1.7f7d1cp-20f), r);
+  VECTOR q = M(set1)(0x1.6a2434p-10f);
+  q = M(fmadd)(q, r, M(set1)(0x1.1239e2p-7f));
+  q = M(fmadd)(q, r, M(set1)(0x1.5558f2p-5f));
+  q = M(fmadd)(q, r, M(set1)(0x1.555492p-3f));
+  q = M(fmadd)(q, r, M(set1)(0x1.fffffcp-2f));
+  q = M(fmadd)(q, M(mul)(r, r), r);
+  q = M(add)(q, M(set1)(1.0f));
+#ifdef CPU_CAPABILITY_AVX512
+  return _mm512_scalef_ps(q, n);
+#else
+  // 2ⁿ in two factors: for the denormal results one alone has no exponent.
+  const __m256i i = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(i, 1);
+  const __m256i bias = _mm256_set1_epi32(127);
+  const auto power = [bias](__m256i e) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(e, bias), 23));
+  };
+  return M(mul)(M(mul)(q, power(half)), power(_mm256_sub_epi32(i, half)));
+#endif
+}
+
+#undef VECTOR
+#undef M
+#undef ROUND
+#endif
+
+}  // namespace custom_ops

@@ -1,0 +1,155 @@
+// The kernels as functions of tensors. They trust their arguments but for one thing: no label is
+// read through before it is known to be a class.
+#pragma once
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <c10/util/Exception.h>
+
+#include <optional>
+#include <sstream>
+#include <tuple>
+
+#include "cross_entropy.h"
+#include "softmax.h"
+
+namespace custom_ops {
+
+using at::Tensor;
+
+// float64 is computed in double, everything else in float.
+template <typename F>
+void dispatch(c10::ScalarType type, F f) {
+  if (type == c10::kDouble) {
+    f(double());
+  } else {
+    f(float());
+  }
+}
+
+inline Tensor softmax(const Tensor& input, int64_t dim, bool log) {
+  const View z = view(input, dim), y = fresh_like(z);
+  dispatch(input.scalar_type(), [&](auto acc) {
+    using acc_t = decltype(acc);
+    log ? log_softmax_kernel<acc_t>(z, y) : softmax_kernel<acc_t>(z, y);
+  });
+  return unview(y, dim);
+}
+
+// The three maps of two tensors, by name.
+enum class Map { contract, log_softmax_vjp, log_softmax_jvp };
+
+template <Map map>
+Tensor mapped(const Tensor& p, const Tensor& v, int64_t dim) {
+  const View x = view(p, dim), u = view_like(x, v, dim), out = fresh_like(u);
+  dispatch(p.scalar_type(), [&](auto acc) {
+    using acc_t = decltype(acc);
+    if constexpr (map == Map::contract) contract_kernel<acc_t>(x, u, out);
+    if constexpr (map == Map::log_softmax_vjp) log_softmax_vjp_kernel<acc_t>(x, u, out);
+    if constexpr (map == Map::log_softmax_jvp) log_softmax_jvp_kernel<acc_t>(x, u, out);
+  });
+  return unview(out, dim);
+}
+
+inline void check_labels(const Tensor& labels, int64_t classes, int64_t ignore_index) {
+  const int64_t* t = labels.const_data_ptr<int64_t>();
+  for (int64_t r = 0; r < labels.numel(); ++r) {
+    if ((t[r] >= 0 && t[r] < classes) || t[r] == ignore_index) continue;
+    std::ostringstream where;
+    int64_t rest = r, block = labels.numel();
+    for (int64_t d = 0; d < labels.dim(); ++d) {
+      block /= labels.size(d);
+      where << (d ? ", " : "[") << rest / block;
+      rest %= block;
+    }
+    if (labels.dim()) where << "]";
+    std::ostringstream range;
+    if (classes) range << "0 to " << classes - 1 << ", or ";
+    TORCH_CHECK_INDEX(false, "target", where.str(), " is ", t[r], ", out of range for ", classes,
+                      " classes (", range.str(), "ignore_index=", ignore_index, ")");
+  }
+}
+
+// What the functions below read, in the layouts in which the kernels read it.
+struct Inputs {
+  View x;
+  Tensor target, weight;
+
+  Inputs(const Tensor& input, const Tensor& target_, const std::optional<Tensor>& weight_,
+         int64_t dim)
+      : x(view(input, dim)) {
+    target = target_.is_floating_point() ? view_like(x, target_, dim).tensor : target_.contiguous();
+    if (weight_) weight = weight_->contiguous();
+  }
+
+  template <typename acc_t>
+  Problem<acc_t> problem(const Options& o) const {
+    Target<acc_t> t;
+    if (target.is_floating_point()) {
+      t.probabilities = Source<acc_t>(target);
+    } else {
+      t.labels = target.const_data_ptr<int64_t>();
+    }
+    return {x, t, weight.defined() ? weight.const_data_ptr<acc_t>() : nullptr, o};
+  }
+};
+
+inline std::vector<int64_t> row_sizes(const Tensor& input, int64_t dim) {
+  auto sizes = input.sizes().vec();
+  if (!sizes.empty()) sizes.erase(sizes.begin() + at::maybe_wrap_dim(dim, input.dim()));
+  return sizes;
+}
+
+// ℓ, M, L and the prediction (empty unless it is wanted), one a row, as `dtype`. `input` is of
+// `dtype` or of a half type, labels are int64, and the weights are of `dtype`.
+inline std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy(
+    const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight, int64_t dim,
+    c10::ScalarType dtype, bool predict, const Options& o) {
+  const Inputs in(input, target, weight, dim);
+  if (!target.is_floating_point()) check_labels(in.target, in.x.classes, o.ignore_index);
+  const auto rows = row_sizes(input, dim);
+  const auto options = input.options().dtype(dtype);
+  Tensor loss = at::empty(rows, options), M = at::empty(rows, options), L = at::empty(rows, options);
+  Tensor prediction = predict ? at::empty(rows, options.dtype(c10::kLong))
+                              : at::empty({0}, options.dtype(c10::kLong));
+  if (in.x.classes == 0) {
+    for (const auto& empty : {loss, M, L}) empty.zero_();
+    prediction.fill_(-1);
+    return {loss, M, L, prediction};
+  }
+  dispatch(dtype, [&](auto acc) {
+    using acc_t = decltype(acc);
+    cross_entropy_kernel<acc_t>(
+        in.problem<acc_t>(o),
+        {loss.mutable_data_ptr<acc_t>(), M.mutable_data_ptr<acc_t>(), L.mutable_data_ptr<acc_t>(),
+         predict ? prediction.mutable_data_ptr<int64_t>() : nullptr});
+  });
+  return {loss, M, L, prediction};
+}
+
+// z'(x) ⊙ (a·p − g·ỹ), in fresh memory or in that of the input.
+inline Tensor cross_entropy_vjp(const Tensor& input, const Tensor& target,
+                                const std::optional<Tensor>& weight, const Tensor& g,
+                                const std::optional<Tensor>& h, const Tensor& M, const Tensor& L,
+                                int64_t dim, bool inplace, const Options& o) {
+  const Inputs in(input, target, weight, dim);
+  const bool in_place = inplace && in.x.tensor.is_alias_of(input);
+  const View out = in_place ? in.x : fresh_like(in.x);
+  const bool one = std::all_of(g.strides().begin(), g.strides().end(), [](auto s) { return !s; });
+  const Tensor gs = one ? g : g.contiguous();
+  const Tensor hs = h ? h->contiguous() : Tensor();
+  const Tensor Ms = M.contiguous(), Ls = L.contiguous();
+  dispatch(M.scalar_type(), [&](auto acc) {
+    using acc_t = decltype(acc);
+    const Upstream<acc_t> up{{gs.const_data_ptr<acc_t>(), one ? 0 : 1},
+                             {h ? hs.const_data_ptr<acc_t>() : nullptr, 1},
+                             Ms.const_data_ptr<acc_t>(),
+                             Ls.const_data_ptr<acc_t>()};
+    cross_entropy_vjp_kernel<acc_t>(in.problem<acc_t>(o), up, out);
+  });
+  const Tensor dx = unview(out, dim);
+  if (inplace && !in_place) return input.copy_(dx);
+  return dx;
+}
+
+}  // namespace custom_ops

@@ -1,0 +1,175 @@
+"""The C++ kernels for the CPU (`cpu/`), where they were built.
+
+Their operators are opaque to autograd and to torch.func, so they answer where nothing is
+differentiated: in the forward of a Function, and in a backward that is not differentiated itself.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+from custom_ops.kernels.labels import checked_labels
+from custom_ops.kernels.options import Options
+
+__all__ = [
+    "capability",
+    "contract",
+    "cross_entropy",
+    "cross_entropy_vjp",
+    "library",
+    "log_softmax",
+    "log_softmax_jvp",
+    "log_softmax_vjp",
+    "missing",
+    "softmax",
+    "takes",
+]
+
+_LIBRARIES = {"AVX512": "_cpu_avx512", "AVX2": "_cpu_avx2"}
+
+capability = torch.backends.cpu.get_cpu_capability()
+
+
+def _load() -> tuple[ModuleType | None, str]:
+    """Return the library for the vector set that torch uses here, or why there is none."""
+    try:
+        name = _LIBRARIES.get(capability, "_cpu_default")
+        library = importlib.import_module(f"custom_ops.kernels.{name}")
+    except ModuleNotFoundError:
+        return None, "they were not built when the package was installed"
+    except ImportError as error:
+        return None, str(error)
+    here = torch.__version__.partition("+")[0]
+    if library.torch_version != here:
+        return None, f"they were built for torch {library.torch_version}, and this is {here}"
+    return library, ""
+
+
+library, missing = _load()
+
+
+def takes(*tensors: Tensor | None) -> bool:
+    """Whether the C++ kernels can answer for these: plain CPU tensors, not differentiated here."""
+    return library is not None and all(t is None or _is_plain(t) for t in tensors)
+
+
+def _is_plain(t: Tensor) -> bool:
+    if t.device.type != "cpu" or (t.requires_grad and torch.is_grad_enabled()):
+        return False
+    if torch.compiler.is_compiling():
+        return True
+    return (
+        type(t) in (Tensor, Parameter)
+        and forward_ad._current_level < 0
+        and not is_functorch_wrapped_tensor(t)
+        and not is_legacy_batchedtensor(t)
+    )
+
+
+def softmax(z: Tensor, dim: int) -> Tensor:
+    """p = exp(z − M) / Σ exp(z − M)."""
+    return torch.ops.custom_ops.softmax(z, dim, False)
+
+
+def log_softmax(z: Tensor, dim: int) -> Tensor:
+    """log p = (z − M) − L."""
+    return torch.ops.custom_ops.softmax(z, dim, True)
+
+
+def contract(p: Tensor, v: Tensor, dim: int) -> Tensor:
+    """J v = vᵀJ = p ⊙ (v − ⟨p, v⟩)."""
+    return torch.ops.custom_ops.contract(p, v, dim)
+
+
+def log_softmax_vjp(y: Tensor, v: Tensor, dim: int) -> Tensor:
+    """v − p Σ_k v_k, with p = exp(y)."""
+    return torch.ops.custom_ops.log_softmax_vjp(y, v, dim)
+
+
+def log_softmax_jvp(y: Tensor, v: Tensor, dim: int) -> Tensor:
+    """v − ⟨p, v⟩, with p = exp(y)."""
+    return torch.ops.custom_ops.log_softmax_jvp(y, v, dim)
+
+
+def cross_entropy(
+    input: Tensor, target: Tensor, weight: Tensor | None, o: Options
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return ℓ, M, L and the prediction (None unless it is wanted), as `eager.cross_entropy`."""
+    if not (target.is_floating_point() or target.dtype == torch.int64):
+        target = checked_labels(target, input.shape[o.dim], o.ignore_index)
+    loss, M, L, prediction = torch.ops.custom_ops.cross_entropy(
+        _readable(input, o), _readable(target, o), weight, o.dim, o.dtype, *_numbers(o), o.predict
+    )
+    return loss, M, L, prediction if o.predict else None
+
+
+def cross_entropy_vjp(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    g: Tensor,
+    h: Tensor | None,
+    M: Tensor,
+    L: Tensor,
+    o: Options,
+) -> Tensor:
+    """Return z'(x) ⊙ (a·p − g·ỹ), as `eager.cross_entropy_vjp`."""
+    if not target.is_floating_point():
+        target = target.to(torch.int64)
+    dx = torch.ops.custom_ops.cross_entropy_vjp(
+        _readable(input, o), _readable(target, o), weight, g, h, M, L, o.dim, *_numbers(o)
+    )
+    return dx.to(input.dtype)
+
+
+def _readable(x: Tensor, o: Options) -> Tensor:
+    """x in a type that the kernels for o.dtype read: itself, or for float32 a half type."""
+    half = o.dtype == torch.float32 and x.dtype in (torch.float16, torch.bfloat16)
+    return x if half or not x.is_floating_point() else x.to(o.dtype)
+
+
+def _numbers(o: Options) -> tuple[int, float, float, float, float | None]:
+    return o.ignore_index, o.label_smoothing, o.z_loss, o.logit_scale, o.softcap
+
+
+def _fresh(x: Tensor, dim: int) -> Tensor:
+    """The result in x's layout: its classes last in memory where they are in x."""
+    last = x.movedim(dim, -1) if x.dim() else x
+    if last.is_contiguous() and not x.is_contiguous():
+        return last.new_empty(last.shape).movedim(-1, dim)
+    return x.new_empty(x.shape)
+
+
+if library is not None:
+
+    @torch.library.register_fake("custom_ops::softmax")
+    def _(input: Tensor, dim: int, log: bool) -> Tensor:
+        return _fresh(input, dim)
+
+    for name in ("contract", "log_softmax_vjp", "log_softmax_jvp"):
+        torch.library.register_fake(f"custom_ops::{name}", lambda p, v, dim: _fresh(p, dim))
+
+    @torch.library.register_fake("custom_ops::cross_entropy")
+    def _(
+        input: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        dim: int,
+        dtype: torch.dtype,
+        *numbers: Any,
+    ) -> tuple[Tensor, ...]:
+        rows = [size for d, size in enumerate(input.shape) if d != dim]
+        loss, M, L = (input.new_empty(rows, dtype=dtype) for _ in range(3))
+        return loss, M, L, input.new_empty(rows if numbers[-1] else [0], dtype=torch.int64)
+
+    @torch.library.register_fake("custom_ops::cross_entropy_vjp")
+    def _(input: Tensor, target: Tensor, weight: Tensor | None, g: Tensor, *rest: Any) -> Tensor:
+        return _fresh(input, rest[3])
