@@ -15,6 +15,8 @@ from conftest import differentiable
 from custom_ops import cross_entropy
 from custom_ops.kernels import Options, eager
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 IGNORED = torch.tensor([1, -100, 0])
 
 
@@ -86,8 +88,6 @@ def test_a_smoothed_class_without_weight_may_lie_at_minus_infinity():
 # Enough rows for two threads: torch's kernel throws in a parallel region, which ends the process.
 COMPILED = """
 import torch, custom_ops
-
-pytestmark = pytest.mark.usefixtures("backend")
 torch.set_num_threads(2)
 x, target = torch.zeros(40_000, 50, requires_grad=True), torch.zeros(40_000, dtype=torch.long)
 target[20_000] = 99
