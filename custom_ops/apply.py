@@ -15,7 +15,9 @@ from torch._C._functorch import (
 )
 from torch.autograd import Function, forward_ad
 
-__all__ = ["apply", "forward_mode_of"]
+from custom_ops.kernels import native
+
+__all__ = ["apply", "forward_mode_of", "is_transformed", "node", "set_node_vjp"]
 
 
 def forward_mode_of(function: type[Function]) -> Callable[[type[Function]], type[Function]]:
@@ -31,6 +33,35 @@ def forward_mode_of(function: type[Function]) -> Callable[[type[Function]], type
         return with_jvp
 
     return register
+
+
+def node(name: str, *args: Any) -> Any:
+    """Return the C++ autograd node's answer, or None where the Python Functions are to give it.
+
+    A node does what a Function does, with the same kernels and to the same bits, without Python's
+    frames: at MNIST's batch they are most of the time. It stands for the plain case alone: CPU
+    tensors of torch's own class, no transform, mode or forward derivative around them, and only the
+    input differentiated (`plain` in kernels/cpu/nodes.h). Its backward asks the Function's formulas
+    where it is to be differentiated or batched.
+    """
+    if native.library is None or torch.compiler.is_compiling():
+        return None
+    return getattr(native.library, name)(*args)
+
+
+def set_node_vjp(name: str, vjp: Callable[..., Tensor]) -> None:
+    """Tell the node who answers a backward that is to be differentiated or batched."""
+    if native.library is not None:
+        native.library.set_vjp(name, vjp)
+
+
+def is_transformed() -> bool:
+    """Whether torch.compile, a torch.func transform or forward mode surrounds the call."""
+    return (
+        torch.compiler.is_compiling()
+        or bool(get_interpreter_stack())
+        or forward_ad._current_level >= 0
+    )
 
 
 def apply(function: type[Function], *args: Any) -> Any:

@@ -16,6 +16,7 @@ __all__ = [
     "check_cross_entropy_tensors",
     "check_dim",
     "check_dtype",
+    "check_inplace",
     "check_input",
     "check_label_weight",
     "check_normalizer",
@@ -85,10 +86,8 @@ def check_cross_entropy_numbers(
     z_loss: float,
     softcap: float | None,
     logit_scale: float,
-    dtype: torch.dtype | None,
 ) -> None:
     """Raise unless every option has a value that means something."""
-    check_dtype("cross_entropy", dtype)
     for name, value in (
         ("label_smoothing", label_smoothing),
         ("z_loss", z_loss),
@@ -203,4 +202,25 @@ def check_label_weight(
     if weight is not None and weight.dtype not in (input_dtype, result_dtype):
         raise ArgumentError(
             f"weight must have the dtype of input: expected {input_dtype}, got {weight.dtype}"
+        )
+
+
+def check_inplace(input: Tensor) -> None:
+    """Raise unless a gradient may take the place of `input`, as torch does for in-place operators.
+
+    A leaf would lose the values that its gradient is there to change.
+    """
+    if not (input.requires_grad and torch.is_grad_enabled()):
+        return
+    base = input if input._base is None else input._base
+    if base.is_leaf and base.requires_grad:
+        kind = "a leaf" if base is input else "a view of a leaf"
+        raise ArgumentError(
+            f"inplace_backward=True: input is {kind} that requires grad, and its gradient would "
+            "overwrite it; expected the result of an operation"
+        )
+    if 0 in (stride for stride, size in zip(input.stride(), input.shape, strict=True) if size > 1):
+        raise ArgumentError(
+            "inplace_backward=True: entries of input share memory (it was expanded), where their "
+            "gradients do not fit; expected an input of its own"
         )

@@ -23,6 +23,7 @@ logits, Bello et al. (2017) and Gemma 2 (2024, section 2).
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
@@ -30,12 +31,14 @@ from torch import Tensor
 from torch.autograd import Function
 
 from custom_ops import kernels
-from custom_ops.apply import apply, forward_mode_of
+from custom_ops.apply import apply, forward_mode_of, is_transformed, node, set_node_vjp
 from custom_ops.autocast import autocast_widened
 from custom_ops.checks import (
     as_index,
     check_cross_entropy_numbers,
     check_cross_entropy_tensors,
+    check_dtype,
+    check_inplace,
     check_input,
     check_label_weight,
     check_normalizer,
@@ -67,6 +70,7 @@ def cross_entropy(
     logit_scale: float = ...,
     normalizer: float | Tensor | None = ...,
     dtype: torch.dtype | None = ...,
+    inplace_backward: bool = ...,
     return_stats: Literal[False] = ...,
 ) -> Tensor: ...
 @overload
@@ -83,6 +87,7 @@ def cross_entropy(
     logit_scale: float = ...,
     normalizer: float | Tensor | None = ...,
     dtype: torch.dtype | None = ...,
+    inplace_backward: bool = ...,
     return_stats: Literal[True],
 ) -> tuple[Tensor, CrossEntropyStats]: ...
 def cross_entropy(
@@ -98,6 +103,7 @@ def cross_entropy(
     logit_scale: float = 1.0,
     normalizer: float | Tensor | None = None,
     dtype: torch.dtype | None = None,
+    inplace_backward: bool = False,
     return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, CrossEntropyStats]:
     """Return the cross-entropy of softmax(input) and target, as torch.nn.functional.cross_entropy.
@@ -123,6 +129,11 @@ def cross_entropy(
             the losses of micro-batches add up to that of the batch.
         dtype: of the loss, and of its computation if float64; from half-precision logits, float32
             gives the loss before it is rounded, and nothing is converted in memory.
+        inplace_backward: lets the gradient take the place of the logits, so that the backward needs
+            no memory of its own. `input` must be the result of an operation and is lost with the
+            backward: where autograd still needs it, that raises, as after any in-place operator.
+            The gradient cannot be differentiated again (a RuntimeError). Under torch.func,
+            forward mode and torch.compile the gradient has its own memory all the same.
         return_stats: whether to return (loss, stats) with the rows' `lse` and `prediction`.
 
     Returns:
@@ -140,36 +151,76 @@ def cross_entropy(
     tensor([0.1269, 0.6931])
     """
     check_input("cross_entropy", input, None)
+    check_dtype("cross_entropy", dtype)
     ignore_index = as_index("ignore_index", ignore_index)
     check_cross_entropy_tensors(input, target, weight, ignore_index)
-    check_cross_entropy_numbers(reduction, label_smoothing, z_loss, softcap, logit_scale, dtype)
     check_normalizer(normalizer, reduction)
+    inplace = inplace_backward and not is_transformed()
+    if inplace:
+        check_inplace(input)
     input_dtype, target, weight = autocast_widened(input, target, weight)
     result_dtype = dtype or _promoted(input_dtype, target, weight)
     if not target.is_floating_point():
         check_label_weight(input_dtype, weight, result_dtype)
         if input.dim() == 1:
             target = target.reshape(())
-    o = Options(
-        dim=1 if input.dim() > 1 else 0,
-        dtype=kernels.statistics_dtype(result_dtype),
+    options = _options if torch.compiler.is_compiling() else _kept_options
+    o = options(
+        1 if input.dim() > 1 else 0,
+        kernels.statistics_dtype(result_dtype),
+        ignore_index,
+        reduction,
+        label_smoothing,
+        z_loss,
+        softcap,
+        logit_scale,
+        return_stats,
+        inplace,
+    )
+    if weight is not None:
+        # here, so that its gradients from the rows and from the mean add up before they are rounded
+        weight = weight.to(o.dtype)
+    if not (return_stats or isinstance(normalizer, Tensor)):
+        loss = node("cross_entropy", input, target, weight, o, reduction, normalizer, result_dtype)
+        if loss is not None:
+            return loss
+    loss, M, L, prediction = apply(_CrossEntropy, input, target, weight, o)
+    if reduction != "none":
+        loss = apply(_Total, loss)
+    if reduction == "mean":
+        loss = loss / (_rows(input, target, weight, o) if normalizer is None else normalizer)
+    loss = loss.to(result_dtype)
+    return (loss, CrossEntropyStats(M + L, prediction)) if return_stats else loss
+
+
+def _options(
+    dim: int,
+    dtype: torch.dtype,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float | None,
+    logit_scale: float,
+    predict: bool,
+    inplace: bool,
+) -> Options:
+    check_cross_entropy_numbers(reduction, label_smoothing, z_loss, softcap, logit_scale)
+    return Options(
+        dim=dim,
+        dtype=dtype,
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
         z_loss=z_loss,
         logit_scale=logit_scale,
         softcap=softcap,
-        predict=return_stats,
+        predict=predict,
+        inplace=inplace,
     )
-    if weight is not None:
-        # here, so that its gradients from the rows and from the mean add up before they are rounded
-        weight = weight.to(o.dtype)
-    loss, M, L, prediction = apply(_CrossEntropy, input, target, weight, o)
-    if reduction != "none":
-        loss = loss.sum()
-    if reduction == "mean":
-        loss = loss / (_rows(input, target, weight, o) if normalizer is None else normalizer)
-    loss = loss.to(result_dtype)
-    return (loss, CrossEntropyStats(M + L, prediction)) if return_stats else loss
+
+
+# A training loop asks for the same ones at every step. Typed: True is not 1.0.
+_kept_options = lru_cache(maxsize=64, typed=True)(_options)
 
 
 def _promoted(dtype: torch.dtype, target: Tensor, weight: Tensor | None) -> torch.dtype:
@@ -186,7 +237,36 @@ def _rows(input: Tensor, target: Tensor, weight: Tensor | None, o: Options) -> T
     classes = input.shape[o.dim]
     if target.is_floating_point():
         return input.numel() / classes if classes else float("nan")
-    return targets.mean_rows(target, classes, weight, o)
+    if weight is None or not classes:
+        return (~targets.ignored_rows(target, o)).sum()
+    return apply(_Total, targets.label_weights(target, classes, weight, o))
+
+
+class _Total(Function):
+    """Σ_r x_r, in an order that does not depend on the number of threads."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return kernels.total(x)
+
+    plain = staticmethod(eager.total)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], _: Tensor) -> None:
+        ctx.shape = inputs[0].shape
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g.expand(ctx.shape)
+
+
+@forward_mode_of(_Total)
+class _TotalWithJvp(_Total):
+    @staticmethod
+    def jvp(_: Any, dx: Tensor) -> Tensor:
+        return kernels.total(dx)
 
 
 class _CrossEntropy(Function):
@@ -223,12 +303,51 @@ class _CrossEntropy(Function):
         d_input = d_target = d_weight = None
         if ctx.needs_input_grad[0]:
             g_or_0 = torch.zeros_like(L) if g is None else g
-            d_input = apply(_CrossEntropyVjp, input, target, weight, g_or_0, h, M, L, ctx.o)
+            d_input = _input_vjp(input, target, weight, g_or_0, h, M, L, ctx.o)
         if g is not None and (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
             r = _Row.of(input, target, weight, ctx.o)
             d_y = g.unsqueeze(ctx.o.dim) * r.surprisal  # ∂ℓ/∂ỹ_k = lse − z_k
             d_target, d_weight = targets.pull_back(r.s, target, weight, d_y, ctx.o)
         return d_input, d_target, d_weight, None
+
+
+def _input_vjp(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    g: Tensor,
+    h: Tensor | None,
+    M: Tensor,
+    L: Tensor,
+    o: Options,
+) -> Tensor:
+    """The gradient of the input: differentiable, or in the input's place."""
+    if not o.inplace:
+        return apply(_CrossEntropyVjp, input, target, weight, g, h, M, L, o)
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "inplace_backward=True: the gradient takes the place of the logits, so it cannot be "
+            "differentiated; expected a backward without create_graph"
+        )
+    return kernels.cross_entropy_vjp_(input, target, weight, g, h, M, L, o)
+
+
+def _node_vjp(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    g: Tensor,
+    M: Tensor,
+    L: Tensor,
+    rows: float,
+    o: Options,
+) -> Tensor:
+    """The same for the C++ node: g is the upstream gradient of its result, a sum over `rows`."""
+    g = (g.to(o.dtype) / rows).expand(L.shape)
+    return _input_vjp(input, target, weight, g, None, M, L, o)
+
+
+set_node_vjp("cross_entropy", _node_vjp)
 
 
 @forward_mode_of(_CrossEntropy)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from custom_ops import kernels
-from custom_ops.apply import apply, forward_mode_of
+from custom_ops.apply import apply, forward_mode_of, node, set_node_vjp
 from custom_ops.autocast import autocast_dtype
 from custom_ops.checks import check_dim, check_input
 from custom_ops.kernels import eager
@@ -45,7 +45,9 @@ def softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor
     """
     check_input("softmax", input, dtype)
     dim = check_dim(dim, input)
-    return apply(_Softmax, input.to(autocast_dtype(input, dtype) or input.dtype), dim)
+    z = input.to(autocast_dtype(input, dtype) or input.dtype)
+    p = node("softmax", z, dim)
+    return apply(_Softmax, z, dim) if p is None else p
 
 
 def log_softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -58,7 +60,9 @@ def log_softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Te
     """
     check_input("log_softmax", input, dtype)
     dim = check_dim(dim, input)
-    return apply(_LogSoftmax, input.to(autocast_dtype(input, dtype) or input.dtype), dim)
+    z = input.to(autocast_dtype(input, dtype) or input.dtype)
+    y = node("log_softmax", z, dim)
+    return apply(_LogSoftmax, z, dim) if y is None else y
 
 
 def contract(p: Tensor, v: Tensor, dim: int = -1) -> Tensor:
@@ -102,6 +106,9 @@ class _Softmax(Function):
         return contract(p, v, ctx.dim), None  # ∂C/∂z_s = Σ_k v_k J_ks
 
 
+set_node_vjp("softmax", contract)
+
+
 @forward_mode_of(_Softmax)
 class _SoftmaxWithJvp(_Softmax):
     @staticmethod
@@ -131,6 +138,9 @@ class _LogSoftmax(Function):
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None]:
         (y,) = ctx.saved_tensors
         return kernels.log_softmax_vjp(y, v, ctx.dim), None  # v_s − p_s Σ_k v_k
+
+
+set_node_vjp("log_softmax", kernels.log_softmax_vjp)
 
 
 @forward_mode_of(_LogSoftmax)

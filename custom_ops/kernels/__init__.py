@@ -18,11 +18,13 @@ __all__ = [
     "contract",
     "cross_entropy",
     "cross_entropy_vjp",
+    "cross_entropy_vjp_",
     "log_softmax",
     "log_softmax_jvp",
     "log_softmax_vjp",
     "softmax",
     "statistics_dtype",
+    "total",
 ]
 
 
@@ -83,3 +85,23 @@ def cross_entropy_vjp(
     """Return z'(x) ⊙ (a·p − g·ỹ), 0 in an ignored row."""
     chosen = native if native.takes(input, target, weight, g, h) else eager
     return chosen.cross_entropy_vjp(input, target, weight, g, h, M, L, o)
+
+
+def cross_entropy_vjp_(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    g: Tensor,
+    h: Tensor | None,
+    M: Tensor,
+    L: Tensor,
+    o: Options,
+) -> Tensor:
+    """Write `cross_entropy_vjp` over the input, whose version is raised, and return it detached."""
+    chosen = native if native.takes(input, target, weight, g, h) else eager
+    return chosen.cross_entropy_vjp_(input, target, weight, g, h, M, L, o)
+
+
+def total(x: Tensor) -> Tensor:
+    """Σ x, 0-d; the C++ kernel adds in one order, however many threads there are."""
+    return (native if native.takes(x) else eager).total(x)

@@ -25,12 +25,14 @@ __all__ = [
     "contract",
     "cross_entropy",
     "cross_entropy_vjp",
+    "cross_entropy_vjp_",
     "log_softmax",
     "log_softmax_jvp",
     "log_softmax_vjp",
     "maximum",
     "softmax",
     "statistics",
+    "total",
 ]
 
 
@@ -170,6 +172,20 @@ def cross_entropy_vjp(
     return (dx if ignored is None else dx.masked_fill_(ignored, 0.0)).to(input.dtype)
 
 
+def cross_entropy_vjp_(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    g: Tensor,
+    h: Tensor | None,
+    M: Tensor,
+    L: Tensor,
+    o: Options,
+) -> Tensor:
+    """Write `cross_entropy_vjp` over the input, and return it."""
+    return input.detach().copy_(cross_entropy_vjp(input, target, weight, g, h, M, L, o))
+
+
 def _label_gradient(
     p: Tensor,
     rows: LabelRows,
@@ -191,6 +207,11 @@ def _label_gradient(
     return dz.scatter_add_(
         o.dim, rows.label.unsqueeze(o.dim), ((eps - 1) * w_t * g).unsqueeze(o.dim)
     )
+
+
+def total(x: Tensor) -> Tensor:
+    """Σ x, 0-d."""
+    return x.sum()
 
 
 def _row_factor(m: Tensor, g: Tensor, h: Tensor | None, lse: Tensor, o: Options) -> Tensor:

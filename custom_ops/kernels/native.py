@@ -24,6 +24,7 @@ __all__ = [
     "contract",
     "cross_entropy",
     "cross_entropy_vjp",
+    "cross_entropy_vjp_",
     "library",
     "log_softmax",
     "log_softmax_jvp",
@@ -31,6 +32,7 @@ __all__ = [
     "missing",
     "softmax",
     "takes",
+    "total",
 ]
 
 _LIBRARIES = {"AVX512": "_cpu_avx512", "AVX2": "_cpu_avx2"}
@@ -122,18 +124,40 @@ def cross_entropy_vjp(
     o: Options,
 ) -> Tensor:
     """Return z'(x) ⊙ (a·p − g·ỹ), as `eager.cross_entropy_vjp`."""
-    if not target.is_floating_point():
-        target = target.to(torch.int64)
-    dx = torch.ops.custom_ops.cross_entropy_vjp(
-        _readable(input, o), _readable(target, o), weight, g, h, M, L, o.dim, *_numbers(o)
-    )
-    return dx.to(input.dtype)
+    tensors = _readable(input, o), _readable(target, o), weight, g, h, M, L
+    return torch.ops.custom_ops.cross_entropy_vjp(*tensors, o.dim, *_numbers(o)).to(input.dtype)
+
+
+def cross_entropy_vjp_(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    g: Tensor,
+    h: Tensor | None,
+    M: Tensor,
+    L: Tensor,
+    o: Options,
+) -> Tensor:
+    """Write `cross_entropy_vjp` over the input, and return it."""
+    logits = input.detach()
+    if _readable(logits, o) is not logits:
+        return logits.copy_(cross_entropy_vjp(logits, target, weight, g, h, M, L, o))
+    tensors = logits, _readable(target, o), weight, g, h, M, L
+    torch.ops.custom_ops.cross_entropy_vjp_(*tensors, o.dim, *_numbers(o))
+    return logits
+
+
+def total(x: Tensor) -> Tensor:
+    """Σ x, 0-d."""
+    return torch.ops.custom_ops.total(x)
 
 
 def _readable(x: Tensor, o: Options) -> Tensor:
-    """x in a type that the kernels for o.dtype read: itself, or for float32 a half type."""
+    """x in a type that the kernels for o.dtype read: itself, and for float32 the half types."""
+    if not x.is_floating_point():
+        return x.to(torch.int64)
     half = o.dtype == torch.float32 and x.dtype in (torch.float16, torch.bfloat16)
-    return x if half or not x.is_floating_point() else x.to(o.dtype)
+    return x if half else x.to(o.dtype)
 
 
 def _numbers(o: Options) -> tuple[int, float, float, float, float | None]:
@@ -173,3 +197,11 @@ if library is not None:
     @torch.library.register_fake("custom_ops::cross_entropy_vjp")
     def _(input: Tensor, target: Tensor, weight: Tensor | None, g: Tensor, *rest: Any) -> Tensor:
         return _fresh(input, rest[3])
+
+    @torch.library.register_fake("custom_ops::cross_entropy_vjp_")
+    def _(input: Tensor, *rest: Any) -> None:
+        return None
+
+    @torch.library.register_fake("custom_ops::total")
+    def _(input: Tensor) -> Tensor:
+        return input.new_empty(())

@@ -24,6 +24,7 @@ class Options:
     logit_scale: float  #: α
     softcap: float | None  #: s, or None for none
     predict: bool  #: whether the arg-max is wanted
+    inplace: bool  #: whether the gradient takes the place of the input
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:

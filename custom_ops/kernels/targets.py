@@ -20,7 +20,7 @@ __all__ = [
     "LabelRows",
     "along",
     "ignored_rows",
-    "mean_rows",
+    "label_weights",
     "product",
     "pull_back",
     "push_forward",
@@ -64,12 +64,10 @@ class LabelRows(NamedTuple):
         return x.masked_fill(self.outside, torch.nan).masked_fill(self.ignored, 0.0)
 
 
-def mean_rows(labels: Tensor, classes: int, weight: Tensor | None, o: Options) -> Tensor:
-    """Return Σ w_t over the rows that count, the mean's denominator."""
-    if weight is None or classes == 0:
-        return (labels.to(torch.int64) != o.ignore_index).sum()
+def label_weights(labels: Tensor, classes: int, weight: Tensor, o: Options) -> Tensor:
+    """Return w_t of each row, 0 where it is ignored: their sum is the mean's denominator."""
     rows = LabelRows.of(labels, classes, o)
-    return rows.mask(weight[rows.label]).sum()
+    return rows.mask(weight[rows.label])
 
 
 def smoothed(target: Tensor, classes: int, o: Options) -> Tensor:

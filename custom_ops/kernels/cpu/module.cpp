@@ -3,10 +3,13 @@
 #include <torch/library.h>
 #include <torch/version.h>
 
+#include "nodes.h"
 #include "operators.h"
 
 namespace custom_ops {
 namespace {
+
+using Weight = const std::optional<Tensor>&;
 
 Options options(int64_t ignore_index, double label_smoothing, double z_loss, double logit_scale,
                 std::optional<double> softcap) {
@@ -28,6 +31,11 @@ TORCH_LIBRARY_FRAGMENT(custom_ops, m) {
       "cross_entropy_vjp(Tensor input, Tensor target, Tensor? weight, Tensor g, Tensor? h, "
       "Tensor M, Tensor L, int dim, int ignore_index, float label_smoothing, float z_loss, "
       "float logit_scale, float? softcap) -> Tensor");
+  m.def(
+      "cross_entropy_vjp_(Tensor(a!) input, Tensor target, Tensor? weight, Tensor g, Tensor? h, "
+      "Tensor M, Tensor L, int dim, int ignore_index, float label_smoothing, float z_loss, "
+      "float logit_scale, float? softcap) -> ()");
+  m.def("total(Tensor input) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(custom_ops, CPU, m) {
@@ -35,26 +43,39 @@ TORCH_LIBRARY_IMPL(custom_ops, CPU, m) {
   m.impl("contract", mapped<Map::contract>);
   m.impl("log_softmax_vjp", mapped<Map::log_softmax_vjp>);
   m.impl("log_softmax_jvp", mapped<Map::log_softmax_jvp>);
-  m.impl("cross_entropy",
-         [](const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight,
-            int64_t dim, c10::ScalarType dtype, int64_t ignore_index, double label_smoothing,
-            double z_loss, double logit_scale, std::optional<double> softcap, bool predict) {
-           return cross_entropy(input, target, weight, dim, dtype, predict,
-                                options(ignore_index, label_smoothing, z_loss, logit_scale, softcap));
-         });
+  m.impl("total", [](const Tensor& input) { return total(input); });
+  m.impl("cross_entropy", [](const Tensor& input, const Tensor& target, Weight weight, int64_t dim,
+                             c10::ScalarType dtype, int64_t ignore_index, double label_smoothing,
+                             double z_loss, double logit_scale, std::optional<double> softcap,
+                             bool predict) {
+    const Options o = options(ignore_index, label_smoothing, z_loss, logit_scale, softcap);
+    return cross_entropy(input, target, weight, dim, dtype, predict, o);
+  });
   m.impl("cross_entropy_vjp",
-         [](const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight,
-            const Tensor& g, const std::optional<Tensor>& h, const Tensor& M, const Tensor& L,
-            int64_t dim, int64_t ignore_index, double label_smoothing, double z_loss,
-            double logit_scale, std::optional<double> softcap) {
-           return cross_entropy_vjp(input, target, weight, g, h, M, L, dim, false,
-                                    options(ignore_index, label_smoothing, z_loss, logit_scale,
-                                            softcap));
+         [](const Tensor& input, const Tensor& target, Weight weight, const Tensor& g, Weight h,
+            const Tensor& M, const Tensor& L, int64_t dim, int64_t ignore_index,
+            double label_smoothing, double z_loss, double logit_scale,
+            std::optional<double> softcap) {
+           const Options o = options(ignore_index, label_smoothing, z_loss, logit_scale, softcap);
+           return cross_entropy_vjp(input, target, weight, g, h, M, L, dim, false, o);
+         });
+  m.impl("cross_entropy_vjp_",
+         [](const Tensor& input, const Tensor& target, Weight weight, const Tensor& g, Weight h,
+            const Tensor& M, const Tensor& L, int64_t dim, int64_t ignore_index,
+            double label_smoothing, double z_loss, double logit_scale,
+            std::optional<double> softcap) {
+           const Options o = options(ignore_index, label_smoothing, z_loss, logit_scale, softcap);
+           cross_entropy_vjp(input, target, weight, g, h, M, L, dim, true, o);
          });
 }
 
 }  // namespace custom_ops
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  using namespace custom_ops;
   m.attr("torch_version") = TORCH_VERSION;
+  m.def("softmax", softmax_node<false>);
+  m.def("log_softmax", softmax_node<true>);
+  m.def("cross_entropy", cross_entropy_node);
+  m.def("set_vjp", [](const std::string& name, py::object vjp) { vjps()[name] = std::move(vjp); });
 }

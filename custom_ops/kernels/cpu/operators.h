@@ -51,6 +51,30 @@ Tensor mapped(const Tensor& p, const Tensor& v, int64_t dim) {
   return unview(out, dim);
 }
 
+// Σ x in double, in an order that depends on nothing but the length.
+template <typename acc_t>
+acc_t total(const acc_t* x, int64_t n) {
+  double lanes[8] = {};
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    for (int64_t j = 0; j < 8; ++j) lanes[j] += x[i + j];
+  }
+  for (; i < n; ++i) lanes[0] += x[i];
+  double sum = 0;
+  for (const double lane : lanes) sum += lane;
+  return acc_t(sum);
+}
+
+inline Tensor total(const Tensor& x) {
+  const Tensor from = x.contiguous();
+  Tensor sum = at::empty({}, x.options());
+  dispatch(x.scalar_type(), [&](auto acc) {
+    using acc_t = decltype(acc);
+    *sum.mutable_data_ptr<acc_t>() = total(from.const_data_ptr<acc_t>(), from.numel());
+  });
+  return sum;
+}
+
 inline void check_labels(const Tensor& labels, int64_t classes, int64_t ignore_index) {
   const int64_t* t = labels.const_data_ptr<int64_t>();
   for (int64_t r = 0; r < labels.numel(); ++r) {
@@ -127,11 +151,12 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy(
   return {loss, M, L, prediction};
 }
 
-// z'(x) ⊙ (a·p − g·ỹ), in fresh memory or in that of the input.
-inline Tensor cross_entropy_vjp(const Tensor& input, const Tensor& target,
+// z'(x) ⊙ (a·p − g·ỹ), in fresh memory or in that of the input, whose version is raised then.
+inline Tensor cross_entropy_vjp(const Tensor& logits, const Tensor& target,
                                 const std::optional<Tensor>& weight, const Tensor& g,
                                 const std::optional<Tensor>& h, const Tensor& M, const Tensor& L,
                                 int64_t dim, bool inplace, const Options& o) {
+  const Tensor input = inplace ? logits.detach() : logits;
   const Inputs in(input, target, weight, dim);
   const bool in_place = inplace && in.x.tensor.is_alias_of(input);
   const View out = in_place ? in.x : fresh_like(in.x);
@@ -147,9 +172,13 @@ inline Tensor cross_entropy_vjp(const Tensor& input, const Tensor& target,
                              Ls.const_data_ptr<acc_t>()};
     cross_entropy_vjp_kernel<acc_t>(in.problem<acc_t>(o), up, out);
   });
-  const Tensor dx = unview(out, dim);
-  if (inplace && !in_place) return input.copy_(dx);
-  return dx;
+  if (!inplace) return unview(out, dim);
+  if (in_place) {
+    input.unsafeGetTensorImpl()->bump_version();
+  } else {
+    input.copy_(unview(out, dim));
+  }
+  return input;
 }
 
 }  // namespace custom_ops
