@@ -81,6 +81,7 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
         softcap: float | None = None,
         logit_scale: float = 1.0,
         dtype: torch.dtype | None = None,
+        inplace_backward: bool = False,
         return_stats: bool = False,
     ) -> None:
         super().__init__(weight, size_average, ignore_index, reduce, reduction, label_smoothing)
@@ -88,6 +89,7 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
         self.softcap = softcap
         self.logit_scale = logit_scale
         self.dtype = dtype
+        self.inplace_backward = inplace_backward
         self.return_stats = return_stats
 
     def extra_repr(self) -> str:
@@ -116,5 +118,6 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
             logit_scale=self.logit_scale,
             normalizer=normalizer,
             dtype=self.dtype,
+            inplace_backward=self.inplace_backward,
             return_stats=self.return_stats,
         )

@@ -125,7 +125,7 @@ def test_a_bad_label_where_it_cannot_be_read_makes_its_row_nan_and_reads_nothing
 ):
     """What a kernel on another device sees: no exception there, and no read through the label."""
     monkeypatch.setattr(eager, "checked_labels", lambda target, *_: target)
-    o = Options(1, torch.float32, -100, 0.1, 0.0, 1.0, None, False)
+    o = Options(1, torch.float32, -100, 0.1, 0.0, 1.0, None, False, False)
     x, target = torch.randn(4, 5), torch.tensor([0, 10**12, -7, 2])
     loss, M, L, _ = eager.cross_entropy(x, target, None, o)
     assert loss.isnan().tolist() == [False, True, True, False]

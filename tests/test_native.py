@@ -1,0 +1,304 @@
+"""The C++ kernels: registered right, the same bits by every way to them, and torch's precision."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.library import opcheck
+from torch.overrides import TorchFunctionMode
+from torch.testing._internal.two_tensor import TwoTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import custom_ops
+from custom_ops import cross_entropy, log_softmax, softmax
+from custom_ops.kernels import native
+
+pytestmark = pytest.mark.skipif(native.library is None, reason=f"C++ kernels: {native.missing}")
+
+ops = torch.ops.custom_ops
+NUMBERS = (-100, 0.1, 0.01, 1.5, 4.0)
+LAYOUTS = {
+    "rows": ((5, 40), 1),
+    "few classes": ((5, 7), 1),
+    "classes in the middle": ((2, 7, 3, 5), 1),
+    "classes first": ((7, 3), 0),
+    "a vector": ((7,), 0),
+    "no row": ((0, 7), 1),
+}
+
+
+def inputs(shape: tuple[int, ...], dim: int, *, dtype: torch.dtype, soft: bool) -> tuple:
+    x = torch.randn(shape, dtype=dtype)
+    rows = [size for d, size in enumerate(shape) if d != dim]
+    target = torch.rand(shape, dtype=dtype) if soft else torch.randint(shape[dim], rows)
+    weight = torch.rand(shape[dim], dtype=native_dtype(dtype))
+    g, h = (torch.randn(rows, dtype=native_dtype(dtype)) for _ in range(2))
+    return x, target, weight, g, h
+
+
+def native_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("shape", "dim"), LAYOUTS.values(), ids=list(LAYOUTS))
+def test_opcheck(shape: tuple[int, ...], dim: int, dtype: torch.dtype):
+    x, v = torch.randn(shape, dtype=dtype), torch.randn(shape, dtype=dtype)
+    for log in (False, True):
+        opcheck(ops.softmax.default, (x, dim, log))
+        opcheck(ops.softmax.default, (x.T if x.dim() == 2 else x, dim, log))
+    p = ops.softmax(x, dim, False)
+    for op in (ops.contract, ops.log_softmax_vjp, ops.log_softmax_jvp):
+        opcheck(op.default, (p, v, dim))
+    if dtype != torch.bfloat16:  # sums are of float32 or float64
+        opcheck(ops.total.default, (x,))
+    for soft in (False, True):
+        x, target, weight, g, h = inputs(shape, dim, dtype=dtype, soft=soft)
+        for predict in (False, True):
+            args = (x, target, weight, dim, native_dtype(dtype), *NUMBERS, predict)
+            opcheck(ops.cross_entropy.default, args)
+        _, M, L, _ = ops.cross_entropy(*args)
+        args = (x, target, weight, g, h, M, L, dim, *NUMBERS)
+        opcheck(ops.cross_entropy_vjp.default, args)
+        opcheck(ops.cross_entropy_vjp_.default, args)
+
+
+def test_every_operator_is_checked():
+    registered = {str(s.name) for s in torch._C._jit_get_all_schemas() if "custom_ops::" in s.name}
+    assert registered == {
+        f"custom_ops::{name}"
+        for name in (
+            "checked_labels",  # by the tests of the eager kernels
+            "contract",
+            "cross_entropy",
+            "cross_entropy_vjp",
+            "cross_entropy_vjp_",
+            "log_softmax_jvp",
+            "log_softmax_vjp",
+            "softmax",
+            "total",
+        )
+    }
+
+
+LABELS = torch.tensor([3, 0, 2, 8, 8, 1])
+OPTIONS = {
+    "plain": {},
+    "smoothing": {"label_smoothing": 0.1},
+    "z-loss and cap": {"z_loss": 0.1, "softcap": 3.0, "logit_scale": 0.5},
+    "weights": {"weight": torch.rand(9) + 0.5, "label_smoothing": 0.2},
+    "normalizer": {"normalizer": 3.5},
+    "ignore a class": {"ignore_index": 8},
+    "wide": {"dtype": torch.float32},
+}
+
+
+def through_the_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("cross_entropy", "softmax"):
+        monkeypatch.setattr(sys.modules[f"custom_ops.{module}"], "node", lambda *_: None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
+@pytest.mark.parametrize("kind", ["labels", "probabilities"])
+def test_the_node_and_the_function_give_the_same_bits(
+    monkeypatch, kind: str, options: dict, reduction: str, dtype: torch.dtype
+):
+    """And the second derivatives too, which the node leaves to the Function's formulas."""
+    options = {k: v.to(dtype) if isinstance(v, Tensor) else v for k, v in options.items()}
+    if dtype == torch.float64:
+        options.pop("dtype", None)
+    if reduction != "mean":
+        options.pop("normalizer", None)
+    target = LABELS
+    if kind == "probabilities":
+        options.pop("ignore_index", None)
+        target = torch.rand(6, 9, dtype=dtype)
+    x, u = torch.randn(6, 9, dtype=dtype), torch.randn(6, 9, dtype=dtype)
+
+    def run() -> tuple[list[Tensor], str]:
+        leaf = x.clone().requires_grad_()
+        loss = cross_entropy(leaf, target, reduction=reduction, **options)
+        g = torch.linspace(-1, 2, loss.numel(), dtype=loss.dtype).reshape(loss.shape)
+        (once,) = torch.autograd.grad(loss, leaf, g, retain_graph=True)
+        (again,) = torch.autograd.grad(loss, leaf, g, create_graph=True)
+        (second,) = torch.autograd.grad(again, leaf, u)
+        return [loss, once, again, second], loss.grad_fn.name()
+
+    by_node, name = run()
+    assert "custom_ops::CrossEntropy" in name
+    through_the_function(monkeypatch)
+    by_function, name = run()
+    assert "custom_ops::CrossEntropy" not in name
+    for a, b in zip(by_node, by_function, strict=True):
+        assert a.dtype == b.dtype
+        assert torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+@pytest.mark.parametrize("op", [softmax, log_softmax])
+def test_the_softmax_nodes_give_the_same_bits(monkeypatch, op):
+    x, v, u = (torch.randn(4, 9) for _ in range(3))
+
+    def run() -> tuple[list[Tensor], str]:
+        leaf = x.clone().requires_grad_()
+        y = op(leaf, 1)
+        (once,) = torch.autograd.grad(y, leaf, v, retain_graph=True)
+        (again,) = torch.autograd.grad(y, leaf, v, create_graph=True)
+        (second,) = torch.autograd.grad(again, leaf, u)
+        return [y, once, second], y.grad_fn.name()
+
+    by_node, name = run()
+    assert "custom_ops::Softmax" in name
+    through_the_function(monkeypatch)
+    by_function, name = run()
+    assert "custom_ops::Softmax" not in name
+    for a, b in zip(by_node, by_function, strict=True):
+        assert torch.equal(a, b)
+
+
+class Watching(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_dispatch_mode_sees_the_operators():
+    x = torch.randn(4, 50, requires_grad=True)
+    with Watching() as mode:
+        cross_entropy(x, torch.tensor([0, 1, 2, 3])).backward()
+        softmax(x, 1)
+    assert "custom_ops.cross_entropy.default" in mode.seen
+    assert "custom_ops.cross_entropy_vjp.default" in mode.seen
+    assert "custom_ops.softmax.default" in mode.seen
+
+
+def test_a_function_mode_and_a_subclass_are_not_passed_by():
+    class Counting(TorchFunctionMode):
+        calls = 0
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            self.calls += 1
+            return func(*args, **(kwargs or {}))
+
+    with Counting() as mode:
+        softmax(torch.randn(3, 4, requires_grad=True), 1)
+    assert mode.calls > 0
+    a, b = torch.randn(3, 4), torch.randn(3, 4)
+    pair = softmax(TwoTensor(a, b), 1)
+    assert isinstance(pair, TwoTensor)
+    torch.testing.assert_close(pair.a, F.softmax(a, 1))
+    torch.testing.assert_close(pair.b, F.softmax(b, 1))
+
+
+def test_forward_mode_is_not_passed_by():
+    x, v = torch.randn(3, 40, requires_grad=True), torch.randn(3, 40)
+    with forward_ad.dual_level():
+        y = softmax(forward_ad.make_dual(x, v), 1)
+        tangent = forward_ad.unpack_dual(y).tangent
+    torch.testing.assert_close(tangent, custom_ops.contract(y.detach(), v))
+
+
+@pytest.mark.parametrize("shape", [(70_000, 5), (600, 300), (3, 200_000), (2, 21, 64, 65)])
+def test_the_bits_do_not_depend_on_the_number_of_threads(shape: tuple[int, ...]):
+    x = torch.randn(shape, requires_grad=True)
+    target = torch.randint(shape[1], (shape[0], *shape[2:]))
+    weight, v = torch.rand(shape[1]), torch.randn(shape)
+
+    def run() -> list[Tensor]:
+        results = []
+        for options in ({}, {"weight": weight, "label_smoothing": 0.1, "z_loss": 0.01}):
+            loss = cross_entropy(x, target, **options)
+            results += [loss, *torch.autograd.grad(loss, x)]
+        for op in (softmax, log_softmax):
+            y = op(x, 1)
+            results += [y, *torch.autograd.grad(y, x, v)]
+        return results
+
+    threads, runs = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3, 1):
+            torch.set_num_threads(count)
+            runs.append(run())
+    finally:
+        torch.set_num_threads(threads)
+    for other in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
+
+
+@pytest.mark.parametrize("spread", [1.0, 10.0])
+@pytest.mark.parametrize("offset", [0.0, 4096.0])
+@pytest.mark.parametrize("shape", [(512, 10), (64, 1000), (8, 32_000), (2, 1_000_000)])
+def test_as_exact_as_torch(shape: tuple[int, int], offset: float, spread: float):
+    """The root mean square error is torch's at most, but for chance, or that of one rounding."""
+    x = (torch.randn(shape) * spread + offset).requires_grad_()
+    target, v = torch.randint(shape[1], shape[:1]), torch.randn(shape)
+    wide = x.detach().double().requires_grad_()
+
+    def all_results(x: Tensor, v: Tensor, ce, sm, lsm) -> list[Tensor]:
+        loss = ce(x, target, reduction="none")
+        p, y = sm(x, 1), lsm(x, 1)
+        gradients = (torch.autograd.grad(r, x, g)[0] for r, g in ((p, v), (y, v)))
+        return [loss, *torch.autograd.grad(loss.sum(), x), p, y, *gradients]
+
+    exact = all_results(wide, v.double(), F.cross_entropy, F.softmax, F.log_softmax)
+    torchs = all_results(x, v, F.cross_entropy, F.softmax, F.log_softmax)
+    ours = all_results(x, v, cross_entropy, softmax, log_softmax)
+    for e, t, o in zip(exact, torchs, ours, strict=True):
+        rounding = torch.finfo(torch.float32).eps * e.square().mean().sqrt()
+        bound = torch.maximum(1.1 * (t - e).square().mean().sqrt(), rounding)
+        assert (o - e).square().mean().sqrt() <= bound
+
+
+def test_the_gradient_of_softmax_sums_to_nothing_over_many_classes():
+    x, v = torch.randn(2, 200_000, requires_grad=True), torch.randn(2, 200_000)
+
+    def off(op) -> float:
+        (gradient,) = torch.autograd.grad(op(x, 1), x, v)
+        return gradient.double().sum(1).abs().max().item()
+
+    assert off(softmax) <= max(off(F.softmax), 1e-9)
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2"])
+def test_every_vector_set_of_an_older_processor(capability: str):
+    """torch's own switch plays the older processor; the other tests of the kernels run there."""
+    if "_cpu_avx2" not in str(list(Path(native.__file__).parent.iterdir())):
+        pytest.skip("not an x86 processor: one vector set")
+    report = [sys.executable, "-c", "import custom_ops; print(custom_ops.backend())"]
+    tests = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/test_native.py"]
+    tests += ["tests/test_inplace.py", "-k", "not older_processor and not opcheck"]
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
+    for command, says in (
+        (report, f"C++ ({capability.upper()}) on the CPU"),
+        (tests, " passed"),
+    ):
+        result = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert says in result.stdout
+
+
+def test_without_the_library_the_report_says_why(monkeypatch):
+    monkeypatch.setattr(native, "library", None)
+    monkeypatch.setattr(native, "missing", "they were not built")
+    assert custom_ops.backend() == (
+        "eager: plain ATen operators, on every device; no C++ kernels: they were not built"
+    )
+    assert softmax(torch.zeros(2, requires_grad=True), 0).tolist() == [0.5, 0.5]
+
+
+def test_a_library_for_another_torch_is_not_used(monkeypatch):
+    monkeypatch.setattr(native.library, "torch_version", "2.0.0")
+    library, missing = native._load()
+    assert library is None
+    assert missing.startswith("they were built for torch 2.0.0, and this is 2.")
