@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test explain lint clean
+.PHONY: demo test explain bench lint clean
 
 demo: .venv/installed  ## three heads side by side: a table, a report and a picture
 	$(BIN)/python scripts/compare.py
 
 explain: .venv/installed  ## the lesson: one image through the chain rule, factor by factor
 	$(BIN)/python scripts/explain.py
+
+bench: .venv/installed  ## what the ops cost beside torch's: every claim as a table, JSON and a picture
+	$(BIN)/python scripts/benchmark.py
 
 test: .venv/installed  ## everything
 	$(BIN)/python -m pytest -n auto

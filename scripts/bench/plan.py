@@ -1,0 +1,57 @@
+"""What is measured, in which order, and for how long."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+from bench import cases, memory, speed
+from bench.timing import Effort
+
+#: Of a report.
+SECTIONS = ("rows", "memory", "curve", "scaling")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured."""
+
+    effort: Effort
+    curve_elements: int
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The plan as the report names it."""
+        return asdict(self)
+
+
+THOROUGH = Plan(Effort(warm_up=2, least=15, most=100, seconds=8), curve_elements=2**24)
+QUICK = Plan(Effort(warm_up=1, least=3, most=25, seconds=0.4), curve_elements=2**22)
+
+
+class Step(NamedTuple):
+    """One measurement, and the section that it belongs to."""
+
+    section: str
+    name: str
+    measure: Callable[[], dict[str, Any]]
+
+
+def steps(plan: Plan, threads: int) -> list[Step]:
+    """Return all that is to be measured."""
+    effort, memory_of = plan.effort, cases.MEMORY
+    return [
+        *(Step("rows", case.name, partial(speed.row, case, effort)) for case in cases.CASES),
+        Step("memory", f"memory: {memory_of.name}", partial(memory.peaks, memory_of, threads)),
+        *(
+            Step("curve", f"curve: {case.name}", partial(speed.point, case, effort))
+            for case in cases.curve(plan.curve_elements)
+        ),
+        *(
+            Step("scaling", f"scaling: {case.name}", partial(speed.scaling, case, effort, threads))
+            for case in cases.SCALING
+            if threads > 1
+        ),
+    ]

@@ -1,0 +1,65 @@
+"""Times taken in turns, so that a slow moment of the machine hits every contestant alike."""
+
+from __future__ import annotations
+
+import gc
+import random
+import time
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from statistics import median, quantiles
+from typing import Any, TypeVar
+
+from bench.contestants import Contestant
+
+Name = TypeVar("Name", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure: rounds until `seconds` have gone by, at least `least` of them."""
+
+    warm_up: int  #: rounds that do not count; the first compiles
+    least: int
+    most: int
+    seconds: float
+
+
+def in_turns(
+    contestants: Mapping[Name, Contestant], effort: Effort, calls: int = 1
+) -> dict[Name, dict[str, Any]]:
+    """Return the seconds of a call, by contestant: median, quartiles and every sample."""
+    order = list(contestants)
+    shuffle = random.Random(0).shuffle  # each follows each of the others now and then
+    for _ in range(effort.warm_up):
+        for name in order:
+            _seconds(contestants[name], calls)
+    samples: dict[Name, list[float]] = {name: [] for name in order}
+    began, rounds = time.perf_counter(), 0
+    while rounds < effort.least or (
+        rounds < effort.most and time.perf_counter() - began < effort.seconds
+    ):
+        shuffle(order)
+        for name in order:
+            samples[name].append(_seconds(contestants[name], calls) / calls)
+        rounds += 1
+    return {name: _summary(values) for name, values in samples.items()}
+
+
+def _seconds(contestant: Contestant, calls: int) -> float:
+    logits = contestant.prepare()
+    gc.disable()
+    try:
+        began = time.perf_counter()
+        for _ in range(calls):
+            result = contestant.work(logits)
+        elapsed = time.perf_counter() - began
+    finally:
+        gc.enable()
+    del result  # the last gradient is freed outside of the clock, as the caller would
+    return elapsed
+
+
+def _summary(samples: list[float]) -> dict[str, Any]:
+    low, _, high = quantiles(samples, n=4, method="inclusive")
+    return {"median": median(samples), "quartiles": [low, high], "samples": samples}

@@ -1,0 +1,116 @@
+"""Measure what the ops cost beside torch's: a table of every claim, JSON and a picture.
+
+Forward and backward of torch's function, of the same under torch.compile and of ours are timed in
+turns, beside a plain copy of the logits: the least that reading and writing them can cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bench.plan import Step
+
+RESULT = "benchmark.json"
+PICTURE = "benchmark.png"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+
+    # After the arguments: torch takes seconds to import.
+    import torch
+    from bench import environment, figure, plan, table
+
+    chosen_plan = plan.QUICK if arguments.quick else plan.THOROUGH
+    every = plan.steps(chosen_plan, arguments.threads)
+    chosen = [step for step in every if arguments.only in step.name]
+    if not chosen:
+        names = "\n  ".join(step.name for step in every)
+        parser.error(f"--only {arguments.only!r} is in none of these names:\n  {names}")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    result, picture = arguments.out / RESULT, arguments.out / PICTURE
+    torch.set_num_threads(arguments.threads)
+    report: dict[str, Any] = {
+        "environment": environment.describe(),
+        "settings": {"quick": arguments.quick, "only": arguments.only, **chosen_plan.settings},
+        **_measure(chosen),
+    }
+    result.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+    table.show(report)
+    print(f"\n{result}")
+    picture.unlink(missing_ok=True)
+    if report["rows"] or report["curve"]:
+        figure.save(report, picture)
+        print(picture)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="fewer rounds: on two idle cores two minutes, not seven",
+    )
+    parser.add_argument(
+        "--only",
+        default="",
+        metavar="PART",
+        help="measure only what has PART in its name, for instance 'softmax 4096x1000', bfloat16, "
+        "memory, curve or scaling; one that matches nothing lists the names",
+    )
+    parser.add_argument(
+        "--threads", type=_threads, default=2, metavar="N", help="of torch (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/benchmark"),
+        metavar="DIR",
+        help=f"where {RESULT} and {PICTURE} go; earlier ones are replaced (default: %(default)s)",
+    )
+    return parser
+
+
+def _threads(text: str) -> int:
+    if not (text.isdecimal() and 1 <= int(text) <= 1024):
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to 1024, got {text}")
+    return int(text)
+
+
+def _measure(steps: Sequence[Step]) -> dict[str, list[dict[str, Any]]]:
+    """Take the steps in their order; return what they found, by section."""
+    from bench.plan import SECTIONS
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    found: dict[str, list[dict[str, Any]]] = {section: [] for section in SECTIONS}
+    columns = (
+        BarColumn(12),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    console = Console(stderr=True)
+    hidden = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
+        task = progress.add_task("", total=len(steps))
+        for step in steps:
+            progress.update(task, description=step.name)
+            found[step.section].append(step.measure())
+            progress.advance(task)
+    return found
+
+
+if __name__ == "__main__":
+    main()
