@@ -143,12 +143,14 @@ void forward_row(const Problem<acc_t>& q, const RowResults<acc_t>& results, int6
   int64_t best_run = 0;
   for (int64_t c = 0; c < x.classes; c += CHUNK) {
     const int64_t n = std::min(CHUNK, x.classes - c);
-    const acc_t* z = cap(source.load(r * x.stride + c, n, buffer), n, buffer);
-    const acc_t m = row.add(z, n);
+    const int64_t offset = r * x.stride + c;
+    const acc_t* z = cap(source.load(offset, n, buffer), n, buffer);
+    const acc_t m = row.add(
+        z, n, [&source, next = offset + n](int64_t i) { source.prefetch(next + i); });
     if (c == 0) {
       best = m;
       reference = std::isfinite(m) ? m : acc_t(0);
-    } else if (m > best || (std::isnan(m) && !std::isnan(best))) {
+    } else if (m > best) {
       best = m;
       best_run = c;
     }
@@ -177,13 +179,20 @@ void forward_row(const Problem<acc_t>& q, const RowResults<acc_t>& results, int6
                            spread ? acc_t(distance + mass * lse_distance) : acc_t(0), M + L);
   results.max[r] = M;
   results.log_sum[r] = L;
-  if (results.prediction) {
-    const int64_t n = std::min(CHUNK, x.classes - best_run);
-    const acc_t* z = cap(source.load(r * x.stride + best_run, n, buffer), n, buffer);
-    const acc_t* found =
-        std::find_if(z, z + n, [best](acc_t v) { return v == best || std::isnan(v); });
-    results.prediction[r] = best_run + (found - z);
+  if (!results.prediction) return;
+  const auto first = [&](int64_t c, auto is_it) {  // in the run from c, or −1
+    const int64_t n = std::min(CHUNK, x.classes - c);
+    const acc_t* z = cap(source.load(r * x.stride + c, n, buffer), n, buffer);
+    const acc_t* found = std::find_if(z, z + n, is_it);
+    return found == z + n ? -1 : c + (found - z);
+  };
+  int64_t at = -1;
+  if (std::isnan(row.sum)) {  // NaN is the largest, as in torch
+    for (int64_t c = 0; c < x.classes && at < 0; c += CHUNK) {
+      at = first(c, [](acc_t v) { return std::isnan(v); });
+    }
   }
+  results.prediction[r] = at < 0 ? first(best_run, [=](acc_t v) { return v == best; }) : at;
 }
 
 template <typename acc_t>

@@ -19,8 +19,9 @@ inline at::vec::Vectorized<T> exp(at::vec::Vectorized<T> x) {
 //
 //     exp(r) ≈ 1 + r + r² (c₂ + c₃ r + c₄ r² + c₅ r³ + c₆ r⁴)
 //
-// the relative minimax fit, off by 3.1e-9 at most. x is kept where 2ⁿ has an exponent; beyond, the
-// result is 0 or ∞ either way. NaN stays NaN: min and max return their second argument then.
+// the relative minimax fit, off by 3.1e-9 at most. Below −104 the result is 0, and x, which may be
+// −∞, is kept from there. NaN stays NaN: max returns its second argument then. x is a logarithm of
+// at most 1 everywhere here; above 88, exp need not be right.
 #ifdef CPU_CAPABILITY_AVX512
 #define VECTOR __m512
 #define M(name) _mm512_##name##_ps
@@ -33,7 +34,7 @@ inline at::vec::Vectorized<T> exp(at::vec::Vectorized<T> x) {
 
 template <>
 inline at::vec::Vectorized<float> exp(at::vec::Vectorized<float> input) {
-  const VECTOR x = M(max)(M(set1)(-104.0f), M(min)(M(set1)(89.0f), input));
+  const VECTOR x = M(max)(M(set1)(-104.0f), input);
   const VECTOR n = ROUND(M(mul)(x, M(set1)(0x1.715476p+0f)));
   VECTOR r = M(fnmadd)(n, M(set1)(0x1.62e4p-1f), x);
   r = M(fnmadd)(n, M(set1)(0x1.7f7d1cp-20f), r);

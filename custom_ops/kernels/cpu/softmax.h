@@ -1,6 +1,8 @@
 // Softmax and log-softmax, and what their derivatives are made of: one number a row, then a map.
 #pragma once
 
+#include <vector>
+
 #include "statistics.h"
 
 namespace custom_ops {
@@ -16,7 +18,9 @@ void normalise(const View& z, const View& y, Map map) {
       RowStatistics<acc_t> row;
       for (int64_t c = 0; c < z.classes; c += CHUNK) {
         const int64_t n = std::min(CHUNK, z.classes - c);
-        row.add(source.load(r * z.stride + c, n, buffer), n);
+        const int64_t offset = r * z.stride + c;
+        row.add(source.load(offset, n, buffer), n,
+                [&source, next = offset + n](int64_t i) { source.prefetch(next + i); });
       }
       const Vec<acc_t> M(row.max), S(std::isfinite(row.max) ? acc_t(row.sum) : acc_t(NAN));
       const Vec<acc_t> L(row.log_sum());
@@ -113,9 +117,44 @@ void reduce_and_map(const View& x, const View& v, const View& out, Term term, Ma
   });
 }
 
+// Classes whose exponentials are kept between the two passes: they fit in the second-level cache.
+constexpr int64_t KEPT = 1 << 17;
+
+// p = exp(z − M) / Σ exp(z − M), each exponential computed once: relative to the maximum of its run,
+// until that of the row is known.
+template <typename acc_t>
+void softmax_rows(const View& z, const View& p) {
+  const Source<acc_t> source(z.tensor);
+  const Sink<acc_t> sink(p.tensor);
+  each_row(z, [&](int64_t r) {
+    thread_local std::vector<acc_t> kept, run_max;
+    kept.resize(std::max<size_t>(kept.size(), z.classes));
+    run_max.clear();
+    acc_t buffer[CHUNK];
+    RowStatistics<acc_t> row;
+    for (int64_t c = 0; c < z.classes; c += CHUNK) {
+      const int64_t n = std::min(CHUNK, z.classes - c);
+      const int64_t offset = r * z.stride + c;
+      const auto ahead = [&source, next = offset + n](int64_t i) { source.prefetch(next + i); };
+      run_max.push_back(row.add(source.load(offset, n, buffer), n, ahead, &kept[c]));
+    }
+    const double sum = std::isfinite(row.max) ? row.sum : NAN;
+    for (int64_t c = 0; c < z.classes; c += CHUNK) {
+      const int64_t n = std::min(CHUNK, z.classes - c), offset = r * p.stride + c;
+      const Vec<acc_t> factor(acc_t(std::exp(double(run_max[c / CHUNK]) - double(row.max)) / sum));
+      acc_t* to = sink.begin(offset, buffer);
+      each_vector<acc_t>(n, [=, from = &kept[c]](int64_t i, int64_t count) {
+        (Vec<acc_t>::loadu(from + i, count) * factor).store(to + i, count);
+      });
+      sink.end(to, offset, n);
+    }
+  });
+}
+
 // p = exp(z − M) / Σ exp(z − M)
 template <typename acc_t>
 void softmax_kernel(const View& z, const View& p) {
+  if (!in_blocks(z) && z.classes <= KEPT) return softmax_rows<acc_t>(z, p);
   normalise<acc_t>(z, p, [](auto z, auto M, auto S, auto) { return exp(z - M) / S; });
 }
 

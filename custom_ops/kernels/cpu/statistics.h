@@ -6,21 +6,33 @@
 
 namespace custom_ops {
 
-// M and Σ exp(z − M) of a row that comes in runs: a run that raises M rescales what came before.
+// M and Σ exp(z − M) of a row that comes in runs: a run that raises M rescales what came before. A
+// NaN may leave no trace in M; it does in the sum.
 template <typename acc_t>
 struct RowStatistics {
   acc_t max = -INF<acc_t>;
   double sum = 0;
 
-  // Adds a run; returns its maximum.
-  acc_t add(const acc_t* z, int64_t n) {
-    const acc_t m = maximum(z, n);
-    if (m == -INF<acc_t>) return m;  // exp(−∞) adds nothing, and −∞ − M may be no number
+  // Adds a run and returns the largest of it; `kept`, if given, receives its exponentials relative
+  // to that. ahead(i) is called beside the arithmetic of vector i, to ask for the run that follows:
+  // the first look at a run waits for memory, and this one does not.
+  template <typename Ahead>
+  acc_t add(const acc_t* z, int64_t n, Ahead ahead, acc_t* kept = nullptr) {
+    const acc_t m = largest(z, n);
     const Vec<acc_t> shift(std::isfinite(m) ? m : acc_t(0));
-    const double s = custom_ops::sum<acc_t>(n, [=](int64_t i, int64_t count) {
+    const auto term = [=](int64_t i, int64_t count) {
+      ahead(i);
       return exp(Vec<acc_t>::loadu(z + i, count) - shift);
-    });
-    if (m > max || std::isnan(m)) {
+    };
+    const double s = !kept ? custom_ops::sum<acc_t>(n, term)
+                           : custom_ops::sum<acc_t>(n, [=](int64_t i, int64_t count) {
+                               const auto e = term(i, count);
+                               e.store(kept + i, count);
+                               return e;
+                             });
+    if (m == -INF<acc_t>) {
+      sum += s;  // 0, or NaN
+    } else if (m > max || std::isnan(m)) {
       sum = sum * std::exp(double(max) - double(m)) + s;
       max = m;
     } else {
@@ -40,7 +52,7 @@ void block_maximum(int64_t classes, int64_t n, Get z, acc_t* max) {
   for (int64_t k = 0; k < classes; ++k) {
     const acc_t* slice = z(k);
     each_vector<acc_t>(n, [=](int64_t i, int64_t count) {
-      at::vec::maximum(Vec<acc_t>::loadu(max + i, count), Vec<acc_t>::loadu(slice + i, count))
+      larger(Vec<acc_t>::loadu(max + i, count), Vec<acc_t>::loadu(slice + i, count))
           .store(max + i, count);
     });
   }

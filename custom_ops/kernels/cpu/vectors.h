@@ -55,12 +55,25 @@ inline T sum(int64_t n, Term term) {
   return reduce<T>(n, T(0), term, [](Vec<T> a, Vec<T> b) { return a + b; });
 }
 
-// The largest of z; NaN if one of them is.
+// The larger of a and b; where one is NaN, either. A third of the work of a maximum that keeps NaN.
 template <typename T>
-inline T maximum(const T* z, int64_t n) {
+inline Vec<T> larger(Vec<T> a, Vec<T> b) {
+#if defined(CPU_CAPABILITY_AVX512)
+  if constexpr (std::is_same_v<T, float>) return _mm512_max_ps(a, b);
+  if constexpr (std::is_same_v<T, double>) return _mm512_max_pd(a, b);
+#elif defined(CPU_CAPABILITY_AVX2)
+  if constexpr (std::is_same_v<T, float>) return _mm256_max_ps(a, b);
+  if constexpr (std::is_same_v<T, double>) return _mm256_max_pd(a, b);
+#endif
+  return at::vec::maximum(a, b);
+}
+
+// The largest of z but for NaN, which may be passed over.
+template <typename T>
+inline T largest(const T* z, int64_t n) {
   return reduce<T>(
       n, -INF<T>, [z](int64_t i, int64_t count) { return Vec<T>::loadu(z + i, count); },
-      [](Vec<T> a, Vec<T> b) { return at::vec::maximum(a, b); });
+      [](Vec<T> a, Vec<T> b) { return larger(a, b); });
 }
 
 // y ⊙ x with 0 · ±inf = 0.
@@ -122,6 +135,11 @@ struct Source {
       }
     }
     return static_cast<const acc_t*>(data) + offset;
+  }
+
+  // Asks for the run from `offset` ahead of its use, a line for every vector that is worked on.
+  void prefetch(int64_t offset) const {
+    __builtin_prefetch(static_cast<const char*>(data) + offset * c10::elementSize(type));
   }
 
   acc_t operator[](int64_t offset) const {
