@@ -335,7 +335,8 @@ void backward_row(const Problem<acc_t>& q, const Upstream<acc_t>& up, acc_t mean
     const acc_t* z = cap(source.load(r * x.stride + c, n, z_buffer), n, z_buffer);
     // with a cap, z is needed once more after d
     acc_t* d = sink.begin(offset, d_buffer);
-    const auto p = [=](int64_t i, int64_t count) {
+    const auto p = [=, next = r * x.stride + c + n](int64_t i, int64_t count) {
+      source.prefetch(next + i);
       return exp((Vec<acc_t>::loadu(z + i, count) - M) - L);
     };
     if (q.soft()) {

@@ -28,7 +28,8 @@ void normalise(const View& z, const View& y, Map map) {
         const int64_t n = std::min(CHUNK, z.classes - c), offset = r * y.stride + c;
         const acc_t* from = source.load(r * z.stride + c, n, buffer);
         acc_t* to = sink.begin(offset, buffer);
-        each_vector<acc_t>(n, [=](int64_t i, int64_t count) {
+        each_vector<acc_t>(n, [=, &z](int64_t i, int64_t count) {
+          source.prefetch((r + 1) * z.stride + c + i);  // while this row is in the cache
           map(Vec<acc_t>::loadu(from + i, count), M, S, L).store(to + i, count);
         });
         sink.end(to, offset, n);
@@ -84,7 +85,9 @@ void reduce_and_map(const View& x, const View& v, const View& out, Term term, Ma
         const acc_t* xc = xs.load(r * x.stride + c, n, x_buffer);
         const acc_t* vc = vs.load(r * v.stride + c, n, v_buffer);
         acc_t* to = sink.begin(offset, x_buffer);
-        each_vector<acc_t>(n, [=](int64_t i, int64_t count) {
+        each_vector<acc_t>(n, [=, &x, &v](int64_t i, int64_t count) {
+          xs.prefetch((r + 1) * x.stride + c + i);
+          vs.prefetch((r + 1) * v.stride + c + i);
           map(Vec<acc_t>::loadu(xc + i, count), Vec<acc_t>::loadu(vc + i, count), s)
               .store(to + i, count);
         });
@@ -143,7 +146,8 @@ void softmax_rows(const View& z, const View& p) {
       const int64_t n = std::min(CHUNK, z.classes - c), offset = r * p.stride + c;
       const Vec<acc_t> factor(acc_t(std::exp(double(run_max[c / CHUNK]) - double(row.max)) / sum));
       acc_t* to = sink.begin(offset, buffer);
-      each_vector<acc_t>(n, [=, from = &kept[c]](int64_t i, int64_t count) {
+      each_vector<acc_t>(n, [=, &z, from = &kept[c]](int64_t i, int64_t count) {
+        source.prefetch((r + 1) * z.stride + c + i);
         (Vec<acc_t>::loadu(from + i, count) * factor).store(to + i, count);
       });
       sink.end(to, offset, n);
