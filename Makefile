@@ -1,8 +1,11 @@
-# Every target makes its own .venv from constraints.txt and needs python3 (3.11 or newer) alone.
+# Every target makes its own .venv from constraints.txt and needs python3 (3.11 or newer) alone; with
+# g++ the C++ kernels are built too.
 PYTHON ?= python3
 BIN := .venv/bin
+KERNELS := setup.py $(wildcard custom_ops/kernels/cpu/*)
+SANITIZED := build/sanitized
 
-.PHONY: demo test explain bench lint clean
+.PHONY: demo test test-asan explain bench lint clean
 
 demo: .venv/installed  ## three heads side by side: a table, a report and a picture
 	$(BIN)/python scripts/compare.py
@@ -16,16 +19,28 @@ bench: .venv/installed  ## what the ops cost beside torch's: every claim as a ta
 test: .venv/installed  ## everything
 	$(BIN)/python -m pytest -n auto
 
+# The sanitizers' libraries come first in the process, before python's own malloc; leaks are not
+# looked for, as python and torch keep what they have until the end.
+test-asan: .venv/installed  ## the tests of the C++ kernels, on a build that checks every access
+	CUSTOM_OPS_SANITIZE=1 $(BIN)/python setup.py --quiet build --build-base $(SANITIZED) \
+	  --build-lib $(SANITIZED)/lib
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED)/lib \
+	  $(BIN)/pytest -n auto tests/test_native.py tests/test_inplace.py tests/test_cross_entropy.py \
+	  tests/test_softmax.py tests/test_peer_faults.py -k "not older_processor and not eager"
+
 lint: .venv/installed  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs build custom_ops/kernels/*.so
 
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml constraints.txt $(KERNELS)
 	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  --constraint constraints.txt --editable ".[train,test,lint]"
 	touch $@

@@ -2,6 +2,7 @@
 
 They are compiled against the torch of the environment that the package is installed into. Without
 torch there, without a compiler, or where a build fails, the package is installed without them.
+With CUSTOM_OPS_SANITIZE=1 they are compiled for `make test-asan`.
 """
 
 import os
@@ -19,6 +20,7 @@ FLAGS = {
     "AVX2": ["-mavx2", "-mfma", "-mf16c"],
     "AVX512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mf16c"],
 }
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 
 
 def cpp_extension():
@@ -40,6 +42,7 @@ def extensions():
         return []
     x86 = platform.machine() in ("x86_64", "AMD64")
     openmp = ["-fopenmp"] if sys.platform == "linux" else []
+    sanitize = SANITIZE if os.environ.get("CUSTOM_OPS_SANITIZE") else []
     return [
         torch.CppExtension(
             f"custom_ops.kernels._cpu_{capability.lower()}",
@@ -47,8 +50,7 @@ def extensions():
             depends=[f"{SOURCES}/{name}" for name in os.listdir(SOURCES)],
             extra_compile_args=[
                 "-std=c++20",
-                "-O3",
-                "-g0",
+                *(["-O1", "-g1", *sanitize] if sanitize else ["-O3", "-g0"]),
                 "-fno-math-errno",
                 "-fvisibility=hidden",
                 "-Wno-unknown-pragmas",
@@ -59,7 +61,7 @@ def extensions():
                 *openmp,
                 *FLAGS[capability],
             ],
-            extra_link_args=openmp,
+            extra_link_args=[*openmp, *sanitize],
             optional=True,
         )
         for capability in (FLAGS if x86 else ["DEFAULT"])

@@ -221,12 +221,13 @@ void forward_block(const Problem<acc_t>& q, const RowResults<acc_t>& results, co
     block_maximum<acc_t>(x.classes, b.n, z, M);
   }
 
-  double sum[BLOCK], distance[BLOCK], mass[BLOCK];
+  acc_t sum[BLOCK], L[BLOCK], distance[BLOCK], mass[BLOCK];
   block_sum<acc_t>(x.classes, b.n, sum, [&](int64_t k) {
     return [slice = z(k), &M](int64_t i, int64_t count) {
       return exp(Vec<acc_t>::loadu(slice + i, count) - Vec<acc_t>::loadu(M + i, count));
     };
   });
+  block_log(b.n, sum, L);
   const bool spread = q.soft() || q.smooth();
   if (spread) {
     std::unique_ptr<Slices<acc_t>> y;
@@ -253,16 +254,15 @@ void forward_block(const Problem<acc_t>& q, const RowResults<acc_t>& results, co
       results.unread(r, label.ignored);
       continue;
     }
-    const acc_t L = std::isfinite(M[i]) ? acc_t(std::log(sum[i])) : acc_t(NAN);
     acc_t nll = 0;
     if (!q.soft()) {
       acc_t z_t = in.at(label.t, i);
-      nll = (M[i] - *cap(&z_t, 1, &z_t)) + L;
+      nll = (M[i] - *cap(&z_t, 1, &z_t)) + L[i];
     }
     results.loss[r] = q.loss(q.soft() ? nullptr : &label, nll,
-                             spread ? acc_t(distance[i] + mass[i] * L) : acc_t(0), M[i] + L);
+                             spread ? distance[i] + mass[i] * L[i] : acc_t(0), M[i] + L[i]);
     results.max[r] = M[i];
-    results.log_sum[r] = L;
+    results.log_sum[r] = L[i];
     if (results.prediction) results.prediction[r] = best[i];
   }
 }
@@ -376,7 +376,7 @@ void backward_block(const Problem<acc_t>& q, const Upstream<acc_t>& up, acc_t me
   acc_t capped[BLOCK];
 
   std::unique_ptr<Slices<acc_t>> y;
-  double mass[BLOCK];
+  acc_t mass[BLOCK];
   if (q.soft()) {
     y = std::make_unique<Slices<acc_t>>(q.target.probabilities, q.dense(), b);
     block_sum<acc_t>(x.classes, b.n, mass, [&](int64_t k) {
@@ -399,7 +399,7 @@ void backward_block(const Problem<acc_t>& q, const Upstream<acc_t>& up, acc_t me
     g[i] = up.g[r];
     t[i] = label.t;
     named[i] = q.rest() * label.weight * g[i];
-    const acc_t m = q.soft() ? acc_t(mass[i])
+    const acc_t m = q.soft() ? mass[i]
         : q.weight && q.smooth()
         ? q.rest() * label.weight + acc_t(q.o.label_smoothing) * mean_weight
         : label.weight;

@@ -41,14 +41,13 @@ void normalise(const View& z, const View& y, Map map) {
     Slices<acc_t> in(source, z, b);
     SliceSink<acc_t> out(sink, y, b);
     acc_t max[BLOCK], sum[BLOCK], log_sum[BLOCK];
-    double total[BLOCK];
     block_maximum<acc_t>(z.classes, b.n, [&](int64_t k) { return in[k]; }, max);
-    block_sum<acc_t>(z.classes, b.n, total, [&](int64_t k) {
+    block_sum<acc_t>(z.classes, b.n, sum, [&](int64_t k) {
       return [slice = in[k], &max](int64_t i, int64_t count) {
         return exp(Vec<acc_t>::loadu(slice + i, count) - Vec<acc_t>::loadu(max + i, count));
       };
     });
-    for (int64_t i = 0; i < b.n; ++i) sum[i] = acc_t(total[i]), log_sum[i] = std::log(total[i]);
+    block_log(b.n, sum, log_sum);
     for (int64_t k = 0; k < z.classes; ++k) {
       const acc_t* from = in[k];
       acc_t* to = out.begin(k);
@@ -100,13 +99,11 @@ void reduce_and_map(const View& x, const View& v, const View& out, Term term, Ma
     Slices<acc_t> x_in(xs, x, b), v_in(vs, v, b);
     SliceSink<acc_t> to(sink, out, b);
     acc_t s[BLOCK];
-    double total[BLOCK];
-    block_sum<acc_t>(x.classes, b.n, total, [&](int64_t k) {
+    block_sum<acc_t>(x.classes, b.n, s, [&](int64_t k) {
       return [xk = x_in[k], vk = v_in[k], term](int64_t i, int64_t count) {
         return term(Vec<acc_t>::loadu(xk + i, count), Vec<acc_t>::loadu(vk + i, count));
       };
     });
-    std::copy_n(total, b.n, s);
     for (int64_t k = 0; k < x.classes; ++k) {
       const acc_t *xk = x_in[k], *vk = v_in[k];
       acc_t* o = to.begin(k);

@@ -33,7 +33,7 @@ struct RowStatistics {
     if (m == -INF<acc_t>) {
       sum += s;  // 0, or NaN
     } else if (m > max || std::isnan(m)) {
-      sum = sum * std::exp(double(max) - double(m)) + s;
+      sum = (sum == 0 ? 0 : sum * std::exp(double(max) - double(m))) + s;
       max = m;
     } else {
       sum += s * std::exp(double(m) - double(max));
@@ -60,10 +60,10 @@ void block_maximum(int64_t classes, int64_t n, Get z, acc_t* max) {
 
 // Σ_k term(k, i, count) for each row of a block, in double between runs of classes.
 template <typename acc_t, typename Term>
-void block_sum(int64_t classes, int64_t n, double* total, Term term) {
+void block_sum(int64_t classes, int64_t n, acc_t* total, Term term) {
   constexpr int64_t run = 256;
   acc_t part[BLOCK];
-  std::fill_n(total, n, 0.0);
+  double sums[BLOCK] = {};
   for (int64_t begin = 0; begin < classes; begin += run) {
     std::fill_n(part, n, acc_t(0));
     const int64_t end = std::min(classes, begin + run);
@@ -73,8 +73,16 @@ void block_sum(int64_t classes, int64_t n, double* total, Term term) {
         (Vec<acc_t>::loadu(part + i, count) + slice(i, count)).store(part + i, count);
       });
     }
-    for (int64_t i = 0; i < n; ++i) total[i] += part[i];
+    for (int64_t i = 0; i < n; ++i) sums[i] += part[i];
   }
+  std::copy_n(sums, n, total);
+}
+
+template <typename acc_t>
+void block_log(int64_t n, const acc_t* x, acc_t* log) {
+  each_vector<acc_t>(n, [=](int64_t i, int64_t count) {
+    Vec<acc_t>::loadu(x + i, count).log().store(log + i, count);
+  });
 }
 
 }  // namespace custom_ops
