@@ -89,10 +89,13 @@ def apply(function: type[Function], *args: Any) -> Any:
     return function.with_jvp.apply(*args)  # type: ignore[attr-defined]
 
 
-@torch.compiler.assume_constant_result
 def _levels() -> int:
     """How many torch.func transforms surround the call; known when Dynamo traces."""
     return len(get_interpreter_stack() or ())
+
+
+# What torch.compiler.assume_constant_result does, which imports Dynamo first: a second's wait.
+_levels._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _nested_forward(levels: list[Any]) -> bool:
