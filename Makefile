@@ -22,7 +22,8 @@ test: .venv/installed  ## everything
 # The sanitizers' libraries come first in the process, before python's own malloc; leaks are not
 # looked for, as python and torch keep what they have until the end.
 test-asan: .venv/installed  ## the tests of the C++ kernels, on a build that checks every access
-	CUSTOM_OPS_SANITIZE=1 $(BIN)/python setup.py --quiet build --build-base $(SANITIZED) \
+	CUSTOM_OPS_SANITIZE="$$($(BIN)/python -c 'import torch; print(torch.backends.cpu.get_cpu_capability())')" \
+	  $(BIN)/python setup.py --quiet build --build-base $(SANITIZED) \
 	  --build-lib $(SANITIZED)/lib
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED)/lib \

@@ -2,7 +2,7 @@
 
 They are compiled against the torch of the environment that the package is installed into. Without
 torch there, without a compiler, or where a build fails, the package is installed without them.
-With CUSTOM_OPS_SANITIZE=1 they are compiled for `make test-asan`.
+With CUSTOM_OPS_SANITIZE=AVX512, say, that one alone is compiled, for `make test-asan`.
 """
 
 import os
@@ -40,9 +40,11 @@ def extensions():
     """Return an extension module for each vector set of this kind of processor."""
     if sys.platform == "win32" or (torch := cpp_extension()) is None:
         return []
-    x86 = platform.machine() in ("x86_64", "AMD64")
+    capabilities = list(FLAGS) if platform.machine() in ("x86_64", "AMD64") else ["DEFAULT"]
     openmp = ["-fopenmp"] if sys.platform == "linux" else []
-    sanitize = SANITIZE if os.environ.get("CUSTOM_OPS_SANITIZE") else []
+    sanitize = []
+    if only := os.environ.get("CUSTOM_OPS_SANITIZE"):
+        sanitize, capabilities = SANITIZE, [only]
     return [
         torch.CppExtension(
             f"custom_ops.kernels._cpu_{capability.lower()}",
@@ -64,7 +66,7 @@ def extensions():
             extra_link_args=[*openmp, *sanitize],
             optional=True,
         )
-        for capability in (FLAGS if x86 else ["DEFAULT"])
+        for capability in capabilities
     ]
 
 

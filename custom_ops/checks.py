@@ -43,12 +43,13 @@ def check_input(name: str, input: object, dtype: torch.dtype | None) -> None:
     """Raise unless `input` is a tensor of a dtype that has a softmax, by itself or as `dtype`."""
     if not isinstance(input, Tensor):
         raise TypeError(f"input must be a Tensor, got {type(input).__name__}")
-    if dtype is None and input.dtype not in FLOATS:
+    if dtype is not None:
+        check_dtype(name, dtype)
+    elif input.dtype not in FLOATS:
         raise NotImplementedError(
             f"{name} is not implemented for {input.dtype}: expected a floating-point input "
             "(float64, float32, bfloat16 or float16)"
         )
-    check_dtype(name, dtype)
 
 
 def check_dtype(name: str, dtype: torch.dtype | None) -> None:

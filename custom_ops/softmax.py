@@ -45,7 +45,8 @@ def softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor
     """
     check_input("softmax", input, dtype)
     dim = check_dim(dim, input)
-    z = input.to(autocast_dtype(input, dtype) or input.dtype)
+    dtype = autocast_dtype(input, dtype)
+    z = input if dtype is None else input.to(dtype)
     p = node("softmax", z, dim)
     return apply(_Softmax, z, dim) if p is None else p
 
@@ -60,7 +61,8 @@ def log_softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Te
     """
     check_input("log_softmax", input, dtype)
     dim = check_dim(dim, input)
-    z = input.to(autocast_dtype(input, dtype) or input.dtype)
+    dtype = autocast_dtype(input, dtype)
+    z = input if dtype is None else input.to(dtype)
     y = node("log_softmax", z, dim)
     return apply(_LogSoftmax, z, dim) if y is None else y
 
