@@ -60,11 +60,16 @@ class Slices {
       : source_(source), base_(b.outer * x.stride + b.column), step_(x.inner), n_(b.n) {
     if (x.inner > 1) return;
     tile_.reset(new acc_t[x.classes * b.n]);
-    acc_t buffer[FEW_CLASSES];
-    for (int64_t r = 0; r < b.n; ++r) {
-      const acc_t* row = source.load((b.first + r) * x.stride, x.classes, buffer);
-      for (int64_t k = 0; k < x.classes; ++k) tile_[k * b.n + r] = row[k];
+    const int64_t first = b.first * x.stride;
+    if (source.direct()) {
+      transpose(source.load(first, 0, nullptr), x.stride, b.n, x.classes, tile_.get(), b.n);
+      return;
     }
+    acc_t rows[BLOCK * FEW_CLASSES];
+    for (int64_t r = 0; r < b.n; ++r) {
+      source.load(first + r * x.stride, x.classes, &rows[r * x.classes]);
+    }
+    transpose(rows, x.classes, b.n, x.classes, tile_.get(), b.n);
   }
 
   const acc_t* operator[](int64_t k) {
@@ -102,12 +107,16 @@ class SliceSink {
 
   ~SliceSink() {
     if (!tile_) return;
-    acc_t buffer[FEW_CLASSES];
+    const int64_t first = b_.first * x_.stride;
+    if (sink_.direct()) {
+      acc_t* rows = sink_.begin(first, nullptr);
+      transpose(tile_.get(), b_.n, x_.classes, b_.n, rows, x_.stride);
+      return;
+    }
+    acc_t rows[BLOCK * FEW_CLASSES];
+    transpose(tile_.get(), b_.n, x_.classes, b_.n, rows, x_.classes);
     for (int64_t r = 0; r < b_.n; ++r) {
-      const int64_t offset = (b_.first + r) * x_.stride;
-      acc_t* row = sink_.begin(offset, buffer);
-      for (int64_t k = 0; k < x_.classes; ++k) row[k] = tile_[k * b_.n + r];
-      sink_.end(row, offset, x_.classes);
+      sink_.end(&rows[r * x_.classes], first + r * x_.stride, x_.classes);
     }
   }
 

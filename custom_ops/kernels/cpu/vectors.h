@@ -111,6 +111,21 @@ inline void narrow(const float* from, half_t* to, int64_t n) {
   });
 }
 
+// to[c][r] = from[r][c] for r < rows, c < columns; rows begin `from_step` and `to_step` apart.
+template <typename T>
+inline void transpose(const T* from, int64_t from_step, int64_t rows, int64_t columns, T* to,
+                      int64_t to_step) {
+#ifdef CPU_CAPABILITY_AVX512
+  if constexpr (std::is_same_v<T, float>) {
+    return at::vec::transpose_mxn<float>(from, from_step, to, to_step, static_cast<int>(rows),
+                                         static_cast<int>(columns));
+  }
+#endif
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < columns; ++c) to[c * to_step + r] = from[r * from_step + c];
+  }
+}
+
 // Numbers of any floating-point type that are read as acc_t.
 template <typename acc_t>
 struct Source {
@@ -125,6 +140,9 @@ struct Source {
         size(static_cast<int64_t>(x.element_size())) {}
 
   explicit operator bool() const { return data != nullptr; }
+
+  // Whether the numbers can be read where they are.
+  bool direct() const { return type == c10::CppTypeToScalarType<acc_t>::value; }
 
   // The n numbers from `offset`: where they are, or widened in `buffer`.
   const acc_t* load(int64_t offset, int64_t n, acc_t* buffer) const {
