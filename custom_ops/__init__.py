@@ -8,6 +8,7 @@ tensor(0.6931)
 from custom_ops import jacobian
 from custom_ops.cross_entropy import CrossEntropyStats, cross_entropy
 from custom_ops.kernels import backend
+from custom_ops.linear_cross_entropy import linear_cross_entropy
 from custom_ops.modules import CrossEntropyLoss, LogSoftmax, Softmax
 from custom_ops.softmax import contract, log_softmax, softmax
 
@@ -20,6 +21,7 @@ __all__ = [
     "contract",
     "cross_entropy",
     "jacobian",
+    "linear_cross_entropy",
     "log_softmax",
     "softmax",
 ]

@@ -17,7 +17,7 @@ from torch.autograd import Function, forward_ad
 
 from custom_ops.kernels import native
 
-__all__ = ["apply", "forward_mode_of", "is_transformed", "node", "set_node_vjp"]
+__all__ = ["apply", "forward_mode_of", "graph_is_kept", "is_transformed", "node", "set_node_vjp"]
 
 
 def forward_mode_of(function: type[Function]) -> Callable[[type[Function]], type[Function]]:
@@ -87,6 +87,13 @@ def apply(function: type[Function], *args: Any) -> Any:
     if _nested_forward(levels) or any(map(_in_batch_of_gradients, args)):
         return function.plain(*args)  # type: ignore[attr-defined]
     return function.with_jvp.apply(*args)  # type: ignore[attr-defined]
+
+
+def graph_is_kept() -> bool:
+    """Whether the backward that is running may be run again, so that what is saved must stay."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch._C._autograd._get_current_graph_task_keep_graph()
 
 
 def _levels() -> int:

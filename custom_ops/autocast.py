@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["autocast_dtype", "autocast_widened"]
+__all__ = ["autocast_dtype", "autocast_is_on", "autocast_linear", "autocast_widened"]
 
 HALVES = (torch.float16, torch.bfloat16)
 
 
-def _on(input: Tensor) -> bool:
+def autocast_is_on(input: Tensor) -> bool:
+    """Return whether autocast is on for the device of `input`."""
     device = input.device.type
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
@@ -20,7 +21,12 @@ def autocast_dtype(input: Tensor, dtype: torch.dtype | None) -> torch.dtype | No
 
     On the CPU, autocast leaves softmax and log-softmax as they are; elsewhere it widens them.
     """
-    if dtype is None and input.device.type != "cpu" and input.dtype in HALVES and _on(input):
+    if (
+        dtype is None
+        and input.device.type != "cpu"
+        and input.dtype in HALVES
+        and autocast_is_on(input)
+    ):
         return torch.float32
     return dtype
 
@@ -33,10 +39,20 @@ def autocast_widened(
     On every device, autocast widens the half-precision ones to float32. The logits are not copied
     for it: their statistics are taken in float32 in any case.
     """
-    if not _on(input):
+    if not autocast_is_on(input):
         return input.dtype, target, weight
     if target.dtype in HALVES:
         target = target.float()
     if weight is not None and weight.dtype in HALVES:
         weight = weight.float()
     return torch.float32 if input.dtype in HALVES else input.dtype, target, weight
+
+
+def autocast_linear(*tensors: Tensor | None) -> list[Tensor | None]:
+    """Return what a linear layer takes: under autocast all of its tensors in the lower precision."""
+    (input, *_) = tensors
+    assert input is not None
+    if not autocast_is_on(input):
+        return list(tensors)
+    lower = torch.get_autocast_dtype(input.device.type)
+    return [t if t is None or t.dtype == torch.float64 else t.to(lower) for t in tensors]

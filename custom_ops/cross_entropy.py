@@ -44,7 +44,8 @@ from custom_ops.checks import (
     check_normalizer,
 )
 from custom_ops.kernels import Options, eager, targets
-from custom_ops.softmax import contract
+from custom_ops.reduction import Total, denominator
+from custom_ops.row import Row, blank_ignored
 
 __all__ = ["CrossEntropyStats", "cross_entropy"]
 
@@ -159,13 +160,12 @@ def cross_entropy(
     if inplace:
         check_inplace(input)
     input_dtype, target, weight = autocast_widened(input, target, weight)
-    result_dtype = dtype or _promoted(input_dtype, target, weight)
+    result_dtype = dtype or promoted(input_dtype, target, weight)
     if not target.is_floating_point():
         check_label_weight(input_dtype, weight, result_dtype)
         if input.dim() == 1:
             target = target.reshape(())
-    options = _options if torch.compiler.is_compiling() else _kept_options
-    o = options(
+    o = make_options(
         1 if input.dim() > 1 else 0,
         kernels.statistics_dtype(result_dtype),
         ignore_index,
@@ -186,11 +186,16 @@ def cross_entropy(
             return loss
     loss, M, L, prediction = apply(_CrossEntropy, input, target, weight, o)
     if reduction != "none":
-        loss = apply(_Total, loss)
+        loss = apply(Total, loss)
     if reduction == "mean":
-        loss = loss / (_rows(input, target, weight, o) if normalizer is None else normalizer)
+        loss = loss / (denominator(input, target, weight, o) if normalizer is None else normalizer)
     loss = loss.to(result_dtype)
     return (loss, CrossEntropyStats(M + L, prediction)) if return_stats else loss
+
+
+def make_options(*values: Any) -> Options:
+    """Check the numbers and return them as the kernels take them."""
+    return (_options if torch.compiler.is_compiling() else _kept_options)(*values)
 
 
 def _options(
@@ -223,50 +228,13 @@ def _options(
 _kept_options = lru_cache(maxsize=64, typed=True)(_options)
 
 
-def _promoted(dtype: torch.dtype, target: Tensor, weight: Tensor | None) -> torch.dtype:
-    """The dtype of the loss, in which probabilities and their weights take part as in torch."""
+def promoted(dtype: torch.dtype, target: Tensor, weight: Tensor | None) -> torch.dtype:
+    """Return the dtype of the loss, in which probabilities and their weights take part as in torch."""
     if target.is_floating_point():
         dtype = torch.promote_types(dtype, target.dtype)
         if weight is not None:
             dtype = torch.promote_types(dtype, weight.dtype)
     return dtype
-
-
-def _rows(input: Tensor, target: Tensor, weight: Tensor | None, o: Options) -> Tensor | float:
-    """The mean's denominator."""
-    classes = input.shape[o.dim]
-    if target.is_floating_point():
-        return input.numel() / classes if classes else float("nan")
-    if weight is None or not classes:
-        return (~targets.ignored_rows(target, o)).sum()
-    return apply(_Total, targets.label_weights(target, classes, weight, o))
-
-
-class _Total(Function):
-    """Σ_r x_r, in an order that does not depend on the number of threads."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return kernels.total(x)
-
-    plain = staticmethod(eager.total)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], _: Tensor) -> None:
-        ctx.shape = inputs[0].shape
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tensor:
-        return g.expand(ctx.shape)
-
-
-@forward_mode_of(_Total)
-class _TotalWithJvp(_Total):
-    @staticmethod
-    def jvp(_: Any, dx: Tensor) -> Tensor:
-        return kernels.total(dx)
 
 
 class _CrossEntropy(Function):
@@ -284,7 +252,7 @@ class _CrossEntropy(Function):
 
     @staticmethod
     def plain(input: Tensor, target: Tensor, weight: Tensor | None, o: Options) -> Any:
-        return eager.cross_entropy(_blank_ignored(input, target, o), target, weight, o)
+        return eager.cross_entropy(blank_ignored(input, target, o), target, weight, o)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
@@ -305,7 +273,7 @@ class _CrossEntropy(Function):
             g_or_0 = torch.zeros_like(L) if g is None else g
             d_input = _input_vjp(input, target, weight, g_or_0, h, M, L, ctx.o)
         if g is not None and (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
-            r = _Row.of(input, target, weight, ctx.o)
+            r = Row.of(input, target, weight, ctx.o)
             d_y = g.unsqueeze(ctx.o.dim) * r.surprisal  # ∂ℓ/∂ỹ_k = lse − z_k
             d_target, d_weight = targets.pull_back(r.s, target, weight, d_y, ctx.o)
         return d_input, d_target, d_weight, None
@@ -355,16 +323,8 @@ class _CrossEntropyWithJvp(_CrossEntropy):
     @staticmethod
     def jvp(ctx: Any, dx: Tensor | None, dy: Tensor | None, dw: Tensor | None, __: None) -> Any:
         input, target, weight, _, _ = ctx.saved_tensors
-        r = _Row.of(input, target, weight, ctx.o)
-        d_y = targets.push_forward(r.s, weight, dy, dw, ctx.o)
-        d_loss = d_L = r.sum(torch.zeros_like(r.p))
-        if dx is not None:
-            dz = r.into_logits(dx)
-            d_L = r.sum(r.p * dz)  # ∂lse/∂z_s = p_s
-            d_loss = r.c * d_L - r.sum(targets.product(r.y, dz))
-        if d_y is not None:
-            d_loss = d_loss + r.sum(targets.product(d_y, r.surprisal))
-        d_loss, d_L = d_loss.squeeze(ctx.o.dim), d_L.squeeze(ctx.o.dim)
+        r = Row.of(input, target, weight, ctx.o)
+        d_loss, d_L = r.loss_jvp(dx, targets.push_forward(r.s, weight, dy, dw, ctx.o))
         return d_loss, torch.zeros_like(d_L), d_L, None
 
 
@@ -400,10 +360,8 @@ class _CrossEntropyVjp(Function):
         __: Tensor,
         o: Options,
     ) -> Tensor:
-        r = _Row.of(input, target, weight, o)
-        G = r.upstream(g)
-        a = G * r.c + r.upstream(h)
-        return (r.slope * (a * r.p - G * r.y)).to(input.dtype)
+        r = Row.of(input, target, weight, o)
+        return r.gradient(r.upstream(g), r.upstream(h)).to(input.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -414,17 +372,14 @@ class _CrossEntropyVjp(Function):
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> Any:
         input, target, weight, g, h = ctx.saved_tensors
-        r = _Row.of(input, target, weight, ctx.o)
+        r = Row.of(input, target, weight, ctx.o)
         G, H = r.upstream(g), r.upstream(h)
-        u = r.into_logits(v)
-        pu = r.sum(r.p * u)
-        d_input = r.hessian_product(v, G, H).to(input.dtype)
-        d_g = r.c * pu - r.sum(targets.product(r.y, u))
-        d_h = None if h is None else pu.squeeze(ctx.o.dim)
+        d = r.gradient_vjp(v, G, H)
+        d_g, d_h = d.g.squeeze(ctx.o.dim), None if h is None else d.h.squeeze(ctx.o.dim)
         d_target = d_weight = None
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            d_target, d_weight = targets.pull_back(r.s, target, weight, G * (pu - u), ctx.o)
-        return d_input, d_target, d_weight, d_g.squeeze(ctx.o.dim), d_h, None, None, None
+            d_target, d_weight = targets.pull_back(r.s, target, weight, d.y, ctx.o)
+        return d.input.to(input.dtype), d_target, d_weight, d_g, d_h, None, None, None
 
 
 @forward_mode_of(_CrossEntropyVjp)
@@ -440,84 +395,7 @@ class _CrossEntropyVjpWithJvp(_CrossEntropyVjp):
         *_: None,
     ) -> Tensor:
         input, target, weight, g, h = ctx.saved_tensors
-        r = _Row.of(input, target, weight, ctx.o)
-        G, H = r.upstream(g), r.upstream(h)
+        r = Row.of(input, target, weight, ctx.o)
         d_y = targets.push_forward(r.s, weight, dy, dw, ctx.o)
-        out = torch.zeros_like(r.p) if dx is None else r.hessian_product(dx, G, H)
-        d_a, d_gy = r.c * r.upstream(dg) + r.upstream(dh), r.upstream(dg) * r.y
-        if d_y is not None:
-            d_a, d_gy = d_a + G * r.sum(d_y), d_gy + G * d_y
-        return (out + r.slope * (d_a * r.p - d_gy)).to(input.dtype)
-
-
-def _blank_ignored(input: Tensor, target: Tensor, o: Options) -> Tensor:
-    """The input with 0 in the rows that are ignored: no NaN or inf of theirs meets a derivative."""
-    ignored = _ignored(target, o)
-    return input if ignored is None else input.masked_fill(ignored, 0.0)
-
-
-def _ignored(target: Tensor, o: Options) -> Tensor | None:
-    """Which rows are ignored, the class dimension kept; None for probabilities."""
-    if target.is_floating_point():
-        return None
-    return targets.ignored_rows(target, o).unsqueeze(o.dim)
-
-
-class _Row(NamedTuple):
-    """The formulas' letters as plain differentiable algebra, the class dimension kept.
-
-    Ignored rows are looked at nowhere: their logits stand as 0, and whatever is summed over a row
-    or multiplied with it passes through `counted` first.
-    """
-
-    s: Tensor
-    y: Tensor
-    p: Tensor
-    surprisal: Tensor  # lse − z_k = −log p_k
-    c: Tensor
-    slope: Tensor | float  # z'(x)
-    bend: Tensor | float  # z''(x)
-    ignored: Tensor | None
-    o: Options
-
-    @staticmethod
-    def of(input: Tensor, target: Tensor, weight: Tensor | None, o: Options) -> _Row:
-        ignored = _ignored(target, o)
-        z, slope, bend = eager.capped(_blank_ignored(input, target, o), o)
-        M, L = eager.statistics(z, o.dim)
-        s = targets.smoothed(target, z.shape[o.dim], o)
-        y = targets.weighted(s, weight, o)
-        if ignored is not None:
-            y = y.masked_fill(s == 0, 0.0)  # the weight of a class that no label names is not read
-        c = y.sum(o.dim, keepdim=True) + 2 * o.z_loss * (M + L)
-        return _Row(s, y, ((z - M) - L).exp(), (M - z) + L, c, slope, bend, ignored, o)
-
-    def sum(self, x: Tensor) -> Tensor:
-        return x.sum(self.o.dim, keepdim=True)
-
-    def counted(self, x: Tensor) -> Tensor:
-        return x if self.ignored is None else x.masked_fill(self.ignored, 0.0)
-
-    def upstream(self, x: Tensor | None) -> Tensor:
-        """One number a row; 0 for none, and in a row that is ignored."""
-        if x is None:
-            return torch.zeros_like(self.c)
-        return self.counted(x.to(self.o.dtype).unsqueeze(self.o.dim))
-
-    def into_logits(self, v: Tensor) -> Tensor:
-        """A tangent or cotangent of x as one of z: z'(x) ⊙ v."""
-        return self.slope * self.counted(v.to(self.o.dtype))
-
-    def hessian_product(self, v: Tensor, g: Tensor, h: Tensor) -> Tensor:
-        """∂⟨v, dx⟩/∂x = z' ⊙ (a·J u + 2λ·g·⟨p, u⟩·p) + z'' ⊙ v ⊙ dz, with u = z' ⊙ v."""
-        u = self.into_logits(v)
-        a = g * self.c + h
-        Hu = a * contract(self.p, u, self.o.dim)
-        if self.o.z_loss:
-            Hu = Hu + 2 * self.o.z_loss * g * self.sum(self.p * u) * self.p
-        product = self.slope * Hu
-        if self.o.softcap is not None:
-            product = product + self.bend * self.counted(v.to(self.o.dtype)) * (
-                a * self.p - g * self.y
-            )
-        return product
+        out = r.gradient_jvp(dx, d_y, r.upstream(g), r.upstream(h), dg, dh)
+        return out.to(input.dtype)

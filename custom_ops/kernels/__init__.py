@@ -14,6 +14,7 @@ from custom_ops.kernels.options import Options, statistics_dtype
 
 __all__ = [
     "Options",
+    "advised",
     "backend",
     "contract",
     "cross_entropy",
@@ -105,3 +106,10 @@ def cross_entropy_vjp_(
 def total(x: Tensor) -> Tensor:
     """Σ x, 0-d; the C++ kernel adds in one order, however many threads there are."""
     return (native if native.takes(x) else eager).total(x)
+
+
+def advised(fresh: Tensor) -> Tensor:
+    """Return `fresh`, memory not touched so far, in huge pages where the system gives them."""
+    if native.takes(fresh):
+        native.advise_huge_pages(fresh)
+    return fresh

@@ -20,6 +20,7 @@ from custom_ops.kernels.labels import checked_labels
 from custom_ops.kernels.options import Options
 
 __all__ = [
+    "advise_huge_pages",
     "capability",
     "contract",
     "cross_entropy",
@@ -150,6 +151,12 @@ def cross_entropy_vjp_(
 def total(x: Tensor) -> Tensor:
     """Σ x, 0-d."""
     return torch.ops.custom_ops.total(x)
+
+
+def advise_huge_pages(fresh: Tensor) -> None:
+    """Ask for huge pages under `fresh` before its first touch."""
+    if type(fresh) is Tensor and library is not None:
+        library.advise_huge_pages(fresh)
 
 
 def _readable(x: Tensor, o: Options) -> Tensor:

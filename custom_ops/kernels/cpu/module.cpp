@@ -77,5 +77,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("softmax", softmax_node<false>);
   m.def("log_softmax", softmax_node<true>);
   m.def("cross_entropy", cross_entropy_node);
+  m.def("advise_huge_pages", advise_huge_pages);
   m.def("set_vjp", [](const std::string& name, py::object vjp) { vjps()[name] = std::move(vjp); });
 }
