@@ -9,12 +9,18 @@ from custom_ops import jacobian
 from custom_ops.cross_entropy import CrossEntropyStats, cross_entropy
 from custom_ops.kernels import backend
 from custom_ops.linear_cross_entropy import linear_cross_entropy
-from custom_ops.modules import CrossEntropyLoss, LogSoftmax, Softmax
+from custom_ops.modules import (
+    CrossEntropyLoss,
+    LinearCrossEntropyLoss,
+    LogSoftmax,
+    Softmax,
+)
 from custom_ops.softmax import contract, log_softmax, softmax
 
 __all__ = [
     "CrossEntropyLoss",
     "CrossEntropyStats",
+    "LinearCrossEntropyLoss",
     "LogSoftmax",
     "Softmax",
     "backend",

@@ -82,10 +82,10 @@ def apply(function: type[Function], *args: Any) -> Any:
         plain = torch.compiler.is_exporting() or _levels() > 0
         return function.plain(*args) if plain else function.apply(*args)  # type: ignore[attr-defined]
     levels = get_interpreter_stack() or []
-    if not levels and not torch.is_grad_enabled() and forward_ad._current_level < 0:
-        return function.forward(*args)
     if _nested_forward(levels) or any(map(_in_batch_of_gradients, args)):
         return function.plain(*args)  # type: ignore[attr-defined]
+    if not levels and not torch.is_grad_enabled() and forward_ad._current_level < 0:
+        return function.forward(*args)
     return function.with_jvp.apply(*args)  # type: ignore[attr-defined]
 
 

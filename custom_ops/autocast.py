@@ -49,7 +49,7 @@ def autocast_widened(
 
 
 def autocast_linear(*tensors: Tensor | None) -> list[Tensor | None]:
-    """Return what a linear layer takes: under autocast all of its tensors in the lower precision."""
+    """Return what a linear layer takes: under autocast, its tensors in the lower precision."""
     (input, *_) = tensors
     assert input is not None
     if not autocast_is_on(input):

@@ -19,7 +19,8 @@ def check_linear(
     for name, tensor in (("linear_weight", linear_weight), ("target", target)):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
-    assert isinstance(linear_weight, Tensor) and isinstance(target, Tensor)  # for mypy
+    assert isinstance(linear_weight, Tensor)  # for mypy
+    assert isinstance(target, Tensor)
     if input.dim() == 0:
         raise ArgumentError("input must be (D), (N, D) or (B, ..., D), got a 0-d tensor")
     if linear_weight.dim() < 2:

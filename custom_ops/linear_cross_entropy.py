@@ -16,12 +16,12 @@ what z-loss and cap add,
 Each is a sum over rows or stays with its row, so that logits, probabilities and their gradients
 exist for a block of rows at a time and never as N × C numbers.
 
-The gradient of Σℓ is taken in the forward, while a block's logits are there, where someone is going
-to ask for it; the backward multiplies it with the upstream gradient. Where that is one number a row,
+The gradient of Σℓ is taken in the forward, while a block's logits are there, if it is going to be
+asked for; the backward multiplies it with the upstream gradient. Where that is one number a row,
 or lse has a gradient of its own, the backward takes the logits again.
 
-Sources: the blocks, Wijmans et al. (2024, "Cut your losses in large-vocabulary language models") and
-Hsu et al. (2024, "Liger Kernel"); the product with the Hessian, Pearlmutter (1994).
+Sources: the blocks, Hsu et al. (2024, "Liger Kernel") and Wijmans et al. (2024, "Cut your losses in
+large-vocabulary language models"); the product with the Hessian, Pearlmutter (1994).
 """
 
 from __future__ import annotations

@@ -1,21 +1,26 @@
 """The nn.Module faces: torch's classes, with our functions in `forward`.
 
 They subclass torch's, so that constructor arguments, buffers, state dict, pickle and isinstance are
-torch's own.
+torch's own. (Not LinearCrossEntropyLoss: torch has that class only of late. Its constructor and
+state dict are torch's all the same.)
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.loss import _WeightedLoss
 
 from custom_ops.cross_entropy import CrossEntropyStats, cross_entropy
+from custom_ops.linear_cross_entropy import linear_cross_entropy
 from custom_ops.softmax import log_softmax, softmax
 
-__all__ = ["CrossEntropyLoss", "LogSoftmax", "Softmax"]
+__all__ = ["CrossEntropyLoss", "LinearCrossEntropyLoss", "LogSoftmax", "Softmax"]
 
 
 def _chosen_dim(name: str, dim: int | None, input: Tensor) -> int:
@@ -28,6 +33,16 @@ def _chosen_dim(name: str, dim: int | None, input: Tensor) -> int:
         stacklevel=5,
     )
     return 0 if input.dim() in (0, 1, 3) else 1
+
+
+def _changed_options(module: nn.Module, function: Any) -> str:
+    defaults = inspect.signature(function).parameters
+    options = {name: getattr(module, name, None) for name in defaults if name != "weight"}
+    return ", ".join(
+        f"{name}={value!r}"
+        for name, value in options.items()
+        if value is not None and value != defaults[name].default
+    )
 
 
 class Softmax(nn.Softmax):
@@ -94,13 +109,7 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
 
     def extra_repr(self) -> str:
         """Name the options that are not the default."""
-        defaults = inspect.signature(cross_entropy).parameters
-        options = {name: getattr(self, name, None) for name in defaults if name != "weight"}
-        return ", ".join(
-            f"{name}={value!r}"
-            for name, value in options.items()
-            if value is not None and value != defaults[name].default
-        )
+        return _changed_options(self, cross_entropy)
 
     def forward(  # type: ignore[override]
         self, input: Tensor, target: Tensor, *, normalizer: float | Tensor | None = None
@@ -119,5 +128,106 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
             normalizer=normalizer,
             dtype=self.dtype,
             inplace_backward=self.inplace_backward,
+            return_stats=self.return_stats,
+        )
+
+
+class LinearCrossEntropyLoss(_WeightedLoss):
+    """The last layer and its loss: `torch.nn.LinearCrossEntropyLoss` without the N × C logits.
+
+    The arguments up to `options` are torch's, and so are the names in the state dict
+    (`linear.weight`, `linear.bias`, `weight`); `dtype` is that of the layer, `loss_dtype` that of
+    the loss. The others are those of `custom_ops.linear_cross_entropy`. `from_linear` takes a layer that exists.
+
+    Wrapped in FSDP, shard this module and not its `linear`, whose forward is not called.
+
+    >>> loss = LinearCrossEntropyLoss(4, 10, label_smoothing=0.1)
+    >>> loss
+    LinearCrossEntropyLoss(
+      label_smoothing=0.1
+      (linear): Linear(in_features=4, out_features=10, bias=False)
+    )
+    >>> loss(torch.zeros(2, 4), torch.tensor([0, 9])).item()  # log 10
+    2.3025851249694824
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        out_features: tuple[int, ...] = (),
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        reduction: str = "mean",
+        weight: Tensor | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        options: Any = None,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        logit_scale: float = 1.0,
+        loss_dtype: torch.dtype | None = None,
+        block_rows: int | None = None,
+        return_stats: bool = False,
+    ) -> None:
+        super().__init__(weight, None, None, reduction)
+        self.num_classes = num_classes
+        self.out_features = out_features
+        self.linear = nn.Linear(
+            in_features, math.prod(out_features, start=num_classes), bias, device, dtype
+        )
+        self.ignore_index = ignore_index
+        self.label_smoothing = label_smoothing
+        self.options = options
+        self.z_loss = z_loss
+        self.softcap = softcap
+        self.logit_scale = logit_scale
+        self.loss_dtype = loss_dtype
+        self.block_rows = block_rows
+        self.return_stats = return_stats
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, **options: Any) -> LinearCrossEntropyLoss:
+        """Return the loss of a layer that exists; its parameters stay the ones they are.
+
+        So a weight that is tied to an embedding stays tied. `options` are the constructor's.
+
+        >>> embedding, layer = torch.nn.Embedding(10, 4), torch.nn.Linear(4, 10, bias=False)
+        >>> layer.weight = embedding.weight
+        >>> LinearCrossEntropyLoss.from_linear(layer, z_loss=1e-4).linear.weight is embedding.weight
+        True
+        """
+        loss = cls(linear.in_features, linear.out_features, device="meta", **options)
+        loss.linear = linear
+        return loss
+
+    def extra_repr(self) -> str:
+        """Name the options that are not the default."""
+        return _changed_options(self, linear_cross_entropy)
+
+    def forward(
+        self, input: Tensor, target: Tensor, *, normalizer: float | Tensor | None = None
+    ) -> Tensor | tuple[Tensor, CrossEntropyStats]:
+        """Return the loss, or (loss, stats) with `return_stats=True`."""
+        shape = (self.num_classes, *self.out_features)
+        W, b = self.linear.weight, self.linear.bias
+        return linear_cross_entropy(  # type: ignore[call-overload]
+            input,
+            W.reshape(*shape, W.shape[-1]) if self.out_features else W,
+            target,
+            b.reshape(shape) if self.out_features and b is not None else b,
+            weight=self.weight,
+            reduction=self.reduction,
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            options=self.options,
+            z_loss=self.z_loss,
+            softcap=self.softcap,
+            logit_scale=self.logit_scale,
+            normalizer=normalizer,
+            dtype=self.loss_dtype,
+            block_rows=self.block_rows,
             return_stats=self.return_stats,
         )

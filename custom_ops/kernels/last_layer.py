@@ -2,7 +2,7 @@
 
     z = x Wᵀ + b        dz = ∂Σℓ/∂z        dx = dz W        dW = dzᵀ x        db = Σ_r dz_r
 
-The logits of a block live in one buffer, become their gradient in its place, and are consumed by the
+The logits of a block live in one buffer, become their gradient in place, and are consumed by the
 matrix products. dW and db are added up in float32 or better, and dx stays there until it has met
 the upstream gradient: whatever the block, each is rounded once.
 """
@@ -77,7 +77,7 @@ def linear_cross_entropy(
         found = linear_cross_entropy(x[counted], W, b, target[counted], weight, o, blocks)
         return _spread(found, counted, len(x))
     x = _blank_ignored(x, target, o)
-    rows, (N, C) = x.new_empty, (len(x), len(W))
+    rows, N = x.new_empty, len(x)
     loss, M, L = (rows(N, dtype=o.dtype) for _ in range(3))
     prediction = rows(N, dtype=torch.int64) if o.predict else None
     sums = _Sums(x, W, b, blocks)
@@ -168,7 +168,7 @@ class _Sums:
 
 
 def _counted_rows(x: Tensor, target: Tensor, o: Options) -> Tensor | None:
-    """Return the rows that are not ignored, where some are and asking does not wait for a device."""
+    """Return the rows that count, where some do not and asking does not wait for a device."""
     if target.is_floating_point() or not _can_be_read(target):
         return None
     ignored = ignored_rows(target, o)
