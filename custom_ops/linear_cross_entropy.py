@@ -411,6 +411,8 @@ class _LinearCrossEntropyVjp(Function):
         o, needs = ctx.o, ctx.needs_input_grad
         if v_x is None and v_W is None and v_b is None:
             return (None,) * len(needs)
+        if not any(needs[3:5]) and last_layer.takes_hvp(o, *ctx.saved_tensors, v_x, v_W, v_b):
+            return _hvp(ctx, Products(v_x, v_W, v_b))
         sums, columns = _Sums(needs[:3]), []
         for part, xs in _parts(x, W, target, o, ctx.blocks):
             t = target[part]
@@ -463,6 +465,19 @@ class _LinearCrossEntropyVjpWithJvp(_LinearCrossEntropyVjp):
             sums.add(r.gradient_jvp(du, d_y, G, H, _at(dg, part), _at(dh, part)), xs, W)
             sums.add(r.gradient(G, H), v, dW, same_rows=True)
         return sums.products()
+
+
+def _hvp(ctx: Any, v: Products) -> tuple[Any, ...]:
+    """The same where nothing is differentiated once more, in two buffers."""
+    x, W, b, target, weight, g, h, M, L = ctx.saved_tensors
+    blocks = Blocks(False, ctx.needs_input_grad[:3], ctx.blocks.rows)
+    G = g.to(ctx.o.dtype).expand(L.shape)
+    products, d_g, d_h = last_layer.linear_cross_entropy_hvp(
+        x, W, b, target, weight, G, h, M, L, v, ctx.o, blocks
+    )
+    d_x, d_W, d_b = (None if t is None else t.to(x.dtype) for t in products)
+    d_g = d_g.sum() if g.dim() == 0 else d_g
+    return d_x, d_W, d_b, None, None, d_g, None if h is None else d_h, *[None] * 8
 
 
 def _target_vjp(

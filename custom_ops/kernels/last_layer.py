@@ -9,6 +9,7 @@ the upstream gradient: whatever the block, each is rounded once.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,10 +17,19 @@ import torch
 from torch import Tensor
 
 from custom_ops import kernels
+from custom_ops.kernels import native
 from custom_ops.kernels.options import Options, statistics_dtype
 from custom_ops.kernels.targets import ignored_rows
 
-__all__ = ["Blocks", "Outputs", "Products", "linear_cross_entropy", "linear_cross_entropy_vjp"]
+__all__ = [
+    "Blocks",
+    "Outputs",
+    "Products",
+    "linear_cross_entropy",
+    "linear_cross_entropy_hvp",
+    "linear_cross_entropy_vjp",
+    "takes_hvp",
+]
 
 #: What the logits of a block may take. Few rows make slow products: each reads all of W again.
 BLOCK_BYTES = 48 << 20
@@ -34,9 +44,9 @@ class Blocks:
     wanted: tuple[bool, bool, bool]  #: whether dx, dW, db are, of Σℓ
     rows: int | None  #: of a block; None for as many as `BLOCK_BYTES` allows
 
-    def of(self, rows: int, classes: int, itemsize: int) -> int:
+    def of(self, rows: int, classes: int, itemsize: int, most_bytes: int = BLOCK_BYTES) -> int:
         """Return the rows of a block; all blocks but the last have as many."""
-        most = self.rows or max(BLOCK_BYTES // max(classes * itemsize, 1), LEAST_ROWS)
+        most = self.rows or max(most_bytes // max(classes * itemsize, 1), LEAST_ROWS)
         count = -(-rows // most) or 1
         return most if self.rows else -(-rows // count) or 1
 
@@ -76,7 +86,7 @@ def linear_cross_entropy(
     if counted is not None:
         found = linear_cross_entropy(x[counted], W, b, target[counted], weight, o, blocks)
         return _spread(found, counted, len(x))
-    x = _blank_ignored(x, target, o)
+    x = x if _can_be_read(target) else _blank(x, target, o)
     rows, N = x.new_empty, len(x)
     loss, M, L = (rows(N, dtype=o.dtype) for _ in range(3))
     prediction = rows(N, dtype=torch.int64) if o.predict else None
@@ -115,7 +125,7 @@ def linear_cross_entropy_vjp(
             x[counted], W, b, target[counted], weight, g, h, M, L, o, blocks
         )
         return part._replace(input=_spread_rows(part.input, counted, len(x)))
-    x = _blank_ignored(x, target, o)
+    x = x if _can_be_read(target) else _blank(x, target, o)
     sums = _Sums(x, W, b, blocks)
     for part, z in _logits(x, W, b, blocks):
         hs = None if h is None else h[part]
@@ -126,10 +136,72 @@ def linear_cross_entropy_vjp(
     return sums.products()
 
 
-def _logits(x: Tensor, W: Tensor, b: Tensor | None, blocks: Blocks):  # type: ignore[no-untyped-def]
+def takes_hvp(o: Options, *tensors: Tensor | None) -> bool:
+    """Whether `linear_cross_entropy_hvp` can answer: the C++ kernel, logits as they are."""
+    identity = o.softcap is None and o.logit_scale == 1
+    same = all(t is None or statistics_dtype(t.dtype) == o.dtype for t in tensors[:2])
+    return identity and same and native.takes(*tensors) and not torch.compiler.is_compiling()
+
+
+def linear_cross_entropy_hvp(
+    x: Tensor,
+    W: Tensor,
+    b: Tensor | None,
+    target: Tensor,
+    weight: Tensor | None,
+    g: Tensor,
+    h: Tensor | None,
+    M: Tensor,
+    L: Tensor,
+    v: Products,
+    o: Options,
+    blocks: Blocks,
+) -> tuple[Products, Tensor, Tensor]:
+    """Return what v, a cotangent of (dx, dW, db), is to (x, W, b), and to g and h.
+
+    Two buffers: z, which becomes dz, and u = v_x Wᵀ + x v_Wᵀ + v_b, which becomes r.
+    """
+    x = _blank(x, target, o)
+    sums = _Sums(x, W, b, blocks)
+    d_g, d_h = torch.empty_like(M), torch.empty_like(M)
+    buffer = None
+    for part, z in _logits(x, W, b, blocks, BLOCK_BYTES // 2):
+        buffer = kernels.advised(torch.empty_like(z)) if buffer is None else buffer
+        u, vx = buffer[: len(z)], None if v.input is None else v.input[part]
+        _direction(u, x[part], W, vx, v.linear_weight, v.linear_bias)
+        hs = None if h is None else h[part]
+        d_g[part], d_h[part] = native.cross_entropy_hvp_(
+            z, target[part], weight, u, g[part], hs, M[part], L[part], o
+        )
+        sums.add(part, u)
+        sums.add_products(part, z, vx, v.linear_weight)
+    return sums.products(), d_g, d_h
+
+
+def _direction(
+    u: Tensor,
+    x: Tensor,
+    W: Tensor,
+    v_x: Tensor | None,
+    v_W: Tensor | None,
+    v_b: Tensor | None,
+) -> None:
+    """u = v_x Wᵀ + x v_Wᵀ + v_b."""
+    started = v_b is not None
+    if v_b is not None:
+        u.copy_(v_b.expand_as(u))
+    for rows, columns in ((v_x, W), (x, v_W)):
+        if rows is not None and columns is not None:
+            torch.addmm(u, rows, columns.t(), beta=int(started), out=u)
+            started = True
+
+
+def _logits(
+    x: Tensor, W: Tensor, b: Tensor | None, blocks: Blocks, most: int = BLOCK_BYTES
+) -> Iterator[tuple[slice, Tensor]]:
     """Yield each block's rows and logits, all in the same memory."""
     N, C = len(x), len(W)
-    size = blocks.of(N, C, x.element_size())
+    size = blocks.of(N, C, x.element_size(), most)
     buffer = kernels.advised(x.new_empty(min(size, N), C))
     for start in range(0, N, size):
         part = slice(start, min(start + size, N))
@@ -153,15 +225,33 @@ class _Sums:
         self.db = b.new_zeros(b.shape, dtype=dtype) if wants_b and b is not None else None
 
     def add(self, part: slice, dz: Tensor) -> None:
-        if self.dx is not None:
-            if self.dx.dtype == dz.dtype:
-                torch.mm(dz, self.W, out=self.dx[part])
-            else:
-                self.dx[part] = torch.mm(dz, self.W)
-        if self.dW is not None:
-            self.dW.addmm_(dz.t().to(self.dW.dtype), self.x[part].to(self.dW.dtype))
+        """Add dz W, dzᵀ x and Σ dz."""
+        self._add_dx(part, dz, self.W, beta=0)
+        self._add_dW(dz, self.x[part])
         if self.db is not None:
             self.db += dz.sum(0, dtype=self.db.dtype)
+
+    def add_products(self, part: slice, dz: Tensor, v_x: Tensor | None, v_W: Tensor | None) -> None:
+        """Add dz v_W and dzᵀ v_x."""
+        if v_W is not None:
+            self._add_dx(part, dz, v_W, beta=1)
+        if v_x is not None:
+            self._add_dW(dz, v_x)
+
+    def _add_dx(self, part: slice, dz: Tensor, W: Tensor, beta: int) -> None:
+        if self.dx is None:
+            return
+        dx = self.dx[part]
+        if dx.dtype == dz.dtype:
+            torch.addmm(dx, dz, W, beta=beta, out=dx)
+        elif beta:
+            dx += torch.mm(dz, W)
+        else:
+            dx.copy_(torch.mm(dz, W))
+
+    def _add_dW(self, dz: Tensor, x: Tensor) -> None:
+        if self.dW is not None:
+            self.dW.addmm_(dz.t().to(self.dW.dtype), x.to(self.dW.dtype))
 
     def products(self) -> Products:
         return Products(self.dx, self.dW, self.db)
@@ -179,9 +269,9 @@ def _can_be_read(x: Tensor) -> bool:
     return x.device.type == "cpu" and type(x) is Tensor
 
 
-def _blank_ignored(x: Tensor, target: Tensor, o: Options) -> Tensor:
+def _blank(x: Tensor, target: Tensor, o: Options) -> Tensor:
     """Return x with 0 in the rows that are ignored: 0 · NaN would reach dW."""
-    if target.is_floating_point() or _can_be_read(target):
+    if target.is_floating_point():
         return x
     return x.masked_fill(ignored_rows(target, o).unsqueeze(1), 0.0)
 

@@ -24,6 +24,7 @@ __all__ = [
     "capability",
     "contract",
     "cross_entropy",
+    "cross_entropy_hvp_",
     "cross_entropy_vjp",
     "cross_entropy_vjp_",
     "library",
@@ -148,6 +149,22 @@ def cross_entropy_vjp_(
     return logits
 
 
+def cross_entropy_hvp_(
+    z: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    u: Tensor,
+    g: Tensor,
+    h: Tensor | None,
+    M: Tensor,
+    L: Tensor,
+    o: Options,
+) -> tuple[Tensor, Tensor]:
+    """Put dz in the place of z and ∂⟨u, dz⟩/∂z in that of u; return ∂⟨u, dz⟩ over ∂g and ∂h."""
+    tensors = z, _readable(target, o), weight, u, g, h, M, L
+    return torch.ops.custom_ops.cross_entropy_hvp_(*tensors, *_numbers(o)[:3])
+
+
 def total(x: Tensor) -> Tensor:
     """Σ x, 0-d."""
     return torch.ops.custom_ops.total(x)
@@ -208,6 +225,11 @@ if library is not None:
     @torch.library.register_fake("custom_ops::cross_entropy_vjp_")
     def _(input: Tensor, *rest: Any) -> None:
         return None
+
+    @torch.library.register_fake("custom_ops::cross_entropy_hvp_")
+    def _(z: Tensor, target: Tensor, weight: Tensor | None, u: Tensor, *rest: Any) -> Any:
+        M = rest[2]
+        return torch.empty_like(M), torch.empty_like(M)
 
     @torch.library.register_fake("custom_ops::total")
     def _(input: Tensor) -> Tensor:

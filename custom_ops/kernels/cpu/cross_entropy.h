@@ -297,6 +297,42 @@ struct Upstream {
   }
 };
 
+// ỹ of the run from class c, from its probabilities y.
+template <typename acc_t>
+auto shares(const Problem<acc_t>& q, int64_t c, const acc_t* y) {
+  const acc_t* w = q.weight ? q.weight + c : nullptr;
+  return [&q, y, w](int64_t i, int64_t count) {
+    const auto v = Vec<acc_t>::loadu(y + i, count);
+    return q.weighted(v, w ? Vec<acc_t>::loadu(w + i, count) : v);
+  };
+}
+
+// m = Σ_k ỹ_k; for labels, from the mean of the class weights.
+template <typename acc_t>
+acc_t row_mass(const Problem<acc_t>& q, const Label<acc_t>& label, acc_t mean_weight, int64_t r) {
+  if (!q.soft()) {
+    const bool all = q.weight && q.smooth();
+    return all ? q.rest() * label.weight + acc_t(q.o.label_smoothing) * mean_weight : label.weight;
+  }
+  acc_t buffer[CHUNK];
+  double total = 0;
+  for (int64_t c = 0; c < q.x.classes; c += CHUNK) {
+    const int64_t n = std::min(CHUNK, q.x.classes - c);
+    const acc_t* y = q.target.probabilities.load(r * q.x.classes + c, n, buffer);
+    total += sum<acc_t>(n, shares(q, c, y));
+  }
+  return acc_t(total);
+}
+
+// Needed only where all of the weights meet each row.
+template <typename acc_t>
+acc_t mean_weight(const Problem<acc_t>& q) {
+  if (!q.weight || !q.smooth()) return 0;
+  return sum<acc_t>(q.x.classes, [&](int64_t i, int64_t count) {
+    return Vec<acc_t>::loadu(q.weight + i, count);
+  }) / acc_t(q.x.classes);
+}
+
 template <typename acc_t>
 void backward_row(const Problem<acc_t>& q, const Upstream<acc_t>& up, acc_t mean_weight,
                   const Sink<acc_t>& sink, const View& out, int64_t r) {
@@ -308,26 +344,7 @@ void backward_row(const Problem<acc_t>& q, const Upstream<acc_t>& up, acc_t mean
   if (!q.soft() && label.ignored) return sink.zero(r * out.stride, x.classes);
 
   const acc_t g = up.g[r];
-  const auto shares = [&](int64_t c, const acc_t* y) {  // ỹ of a run, from its probabilities
-    const acc_t* w = q.weight ? q.weight + c : nullptr;
-    return [&q, y, w](int64_t i, int64_t count) {
-      const auto v = Vec<acc_t>::loadu(y + i, count);
-      return q.weighted(v, w ? Vec<acc_t>::loadu(w + i, count) : v);
-    };
-  };
-  acc_t mass = 0;
-  if (q.soft()) {
-    double total = 0;
-    for (int64_t c = 0; c < x.classes; c += CHUNK) {
-      const int64_t n = std::min(CHUNK, x.classes - c);
-      total += sum<acc_t>(
-          n, shares(c, q.target.probabilities.load(r * x.classes + c, n, y_buffer)));
-    }
-    mass = acc_t(total);
-  } else {
-    mass = q.weight && q.smooth() ? q.rest() * label.weight + acc_t(q.o.label_smoothing) * mean_weight
-                                  : label.weight;
-  }
+  const acc_t mass = row_mass(q, label, mean_weight, r);
   const acc_t a = q.soft() || label.counts ? up.factor(r, mass, q.o) : acc_t(NAN);
   const Vec<acc_t> A(a), G(g), M(up.max[r]), L(up.log_sum[r]), even(q.share() * g);
   for (int64_t c = 0; c < x.classes; c += CHUNK) {
@@ -340,7 +357,8 @@ void backward_row(const Problem<acc_t>& q, const Upstream<acc_t>& up, acc_t mean
       return exp((Vec<acc_t>::loadu(z + i, count) - M) - L);
     };
     if (q.soft()) {
-      const auto y = shares(c, q.target.probabilities.load(r * x.classes + c, n, y_buffer));
+      const auto y =
+          shares(q, c, q.target.probabilities.load(r * x.classes + c, n, y_buffer));
       each_vector<acc_t>(n, [&](int64_t i, int64_t count) {
         (A * p(i, count) - G * y(i, count)).store(d + i, count);
       });
@@ -441,16 +459,11 @@ void backward_block(const Problem<acc_t>& q, const Upstream<acc_t>& up, acc_t me
 template <typename acc_t>
 void cross_entropy_vjp_kernel(const Problem<acc_t>& q, const Upstream<acc_t>& up, const View& out) {
   const Sink<acc_t> sink(out.tensor);
-  acc_t mean_weight = 0;
-  if (q.weight && q.smooth()) {
-    mean_weight = sum<acc_t>(q.x.classes, [&](int64_t i, int64_t count) {
-      return Vec<acc_t>::loadu(q.weight + i, count);
-    }) / acc_t(q.x.classes);
-  }
+  const acc_t mean = mean_weight(q);
   if (in_blocks(q.x)) {
-    each_block(q.x, [&](const Block& b) { backward_block(q, up, mean_weight, sink, out, b); });
+    each_block(q.x, [&](const Block& b) { backward_block(q, up, mean, sink, out, b); });
   } else {
-    each_row(q.x, [&](int64_t r) { backward_row(q, up, mean_weight, sink, out, r); });
+    each_row(q.x, [&](int64_t r) { backward_row(q, up, mean, sink, out, r); });
   }
 }
 

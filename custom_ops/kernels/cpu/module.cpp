@@ -35,6 +35,10 @@ TORCH_LIBRARY_FRAGMENT(custom_ops, m) {
       "cross_entropy_vjp_(Tensor(a!) input, Tensor target, Tensor? weight, Tensor g, Tensor? h, "
       "Tensor M, Tensor L, int dim, int ignore_index, float label_smoothing, float z_loss, "
       "float logit_scale, float? softcap) -> ()");
+  m.def(
+      "cross_entropy_hvp_(Tensor(a!) z, Tensor target, Tensor? weight, Tensor(b!) u, Tensor g, "
+      "Tensor? h, Tensor M, Tensor L, int ignore_index, float label_smoothing, float z_loss) -> "
+      "(Tensor, Tensor)");
   m.def("total(Tensor input) -> Tensor");
 }
 
@@ -66,6 +70,13 @@ TORCH_LIBRARY_IMPL(custom_ops, CPU, m) {
             std::optional<double> softcap) {
            const Options o = options(ignore_index, label_smoothing, z_loss, logit_scale, softcap);
            cross_entropy_vjp(input, target, weight, g, h, M, L, dim, true, o);
+         });
+  m.impl("cross_entropy_hvp_",
+         [](const Tensor& z, const Tensor& target, Weight weight, const Tensor& u, const Tensor& g,
+            Weight h, const Tensor& M, const Tensor& L, int64_t ignore_index,
+            double label_smoothing, double z_loss) {
+           const Options o = options(ignore_index, label_smoothing, z_loss, 1, std::nullopt);
+           return cross_entropy_hvp(z, target, weight, u, g, h, M, L, o);
          });
 }
 

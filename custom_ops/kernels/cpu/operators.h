@@ -11,6 +11,7 @@
 #include <tuple>
 
 #include "cross_entropy.h"
+#include "hessian.h"
 #include "softmax.h"
 
 namespace custom_ops {
@@ -151,6 +152,27 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy(
   return {loss, M, L, prediction};
 }
 
+// What a backward is given, one a row; g also one for all, as a sum over the rows hands it on.
+struct Given {
+  bool one;
+  Tensor g, h, M, L;
+
+  Given(const Tensor& g_, const std::optional<Tensor>& h_, const Tensor& M_, const Tensor& L_)
+      : one(std::all_of(g_.strides().begin(), g_.strides().end(), [](auto s) { return !s; })),
+        g(one ? g_ : g_.contiguous()),
+        h(h_ ? h_->contiguous() : Tensor()),
+        M(M_.contiguous()),
+        L(L_.contiguous()) {}
+
+  template <typename acc_t>
+  Upstream<acc_t> upstream() const {
+    return {{g.const_data_ptr<acc_t>(), one ? 0 : 1},
+            {h.defined() ? h.const_data_ptr<acc_t>() : nullptr, 1},
+            M.const_data_ptr<acc_t>(),
+            L.const_data_ptr<acc_t>()};
+  }
+};
+
 // z'(x) ⊙ (a·p − g·ỹ), in fresh memory or in that of the input, whose version is raised then.
 inline Tensor cross_entropy_vjp(const Tensor& logits, const Tensor& target,
                                 const std::optional<Tensor>& weight, const Tensor& g,
@@ -160,17 +182,10 @@ inline Tensor cross_entropy_vjp(const Tensor& logits, const Tensor& target,
   const Inputs in(input, target, weight, dim);
   const bool in_place = inplace && in.x.tensor.is_alias_of(input);
   const View out = in_place ? in.x : fresh_like(in.x);
-  const bool one = std::all_of(g.strides().begin(), g.strides().end(), [](auto s) { return !s; });
-  const Tensor gs = one ? g : g.contiguous();
-  const Tensor hs = h ? h->contiguous() : Tensor();
-  const Tensor Ms = M.contiguous(), Ls = L.contiguous();
+  const Given given(g, h, M, L);
   dispatch(M.scalar_type(), [&](auto acc) {
     using acc_t = decltype(acc);
-    const Upstream<acc_t> up{{gs.const_data_ptr<acc_t>(), one ? 0 : 1},
-                             {h ? hs.const_data_ptr<acc_t>() : nullptr, 1},
-                             Ms.const_data_ptr<acc_t>(),
-                             Ls.const_data_ptr<acc_t>()};
-    cross_entropy_vjp_kernel<acc_t>(in.problem<acc_t>(o), up, out);
+    cross_entropy_vjp_kernel<acc_t>(in.problem<acc_t>(o), given.upstream<acc_t>(), out);
   });
   if (!inplace) return unview(out, dim);
   if (in_place) {
@@ -179,6 +194,30 @@ inline Tensor cross_entropy_vjp(const Tensor& logits, const Tensor& target,
     input.copy_(unview(out, dim));
   }
   return input;
+}
+
+// The gradient in the place of z and its change along u in that of u, both (rows, classes) and
+// contiguous; returns what u is to g and h.
+inline std::tuple<Tensor, Tensor> cross_entropy_hvp(const Tensor& z, const Tensor& target,
+                                                    const std::optional<Tensor>& weight,
+                                                    const Tensor& u, const Tensor& g,
+                                                    const std::optional<Tensor>& h,
+                                                    const Tensor& M, const Tensor& L,
+                                                    const Options& o) {
+  const Inputs in(z.detach(), target, weight, 1);
+  const Given given(g, h, M, L);
+  const Tensor direction = u.detach();
+  TORCH_CHECK(z.is_contiguous() && u.is_contiguous(), "z and u must be contiguous");
+  Tensor d_g = at::empty_like(given.M), d_h = at::empty_like(given.M);
+  dispatch(M.scalar_type(), [&](auto acc) {
+    using acc_t = decltype(acc);
+    hessian_kernel<acc_t>(in.problem<acc_t>(o), given.upstream<acc_t>(), direction,
+                          {d_g.mutable_data_ptr<acc_t>(), d_h.mutable_data_ptr<acc_t>()});
+  });
+  for (const auto& changed : {in.x.tensor, direction}) {
+    changed.unsafeGetTensorImpl()->bump_version();
+  }
+  return {d_g, d_h};
 }
 
 }  // namespace custom_ops
