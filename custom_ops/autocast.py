@@ -48,11 +48,8 @@ def autocast_widened(
     return torch.float32 if input.dtype in HALVES else input.dtype, target, weight
 
 
-def autocast_linear(*tensors: Tensor | None) -> list[Tensor | None]:
-    """Return what a linear layer takes: under autocast, its tensors in the lower precision."""
-    (input, *_) = tensors
-    assert input is not None
-    if not autocast_is_on(input):
-        return list(tensors)
-    lower = torch.get_autocast_dtype(input.device.type)
-    return [t if t is None or t.dtype == torch.float64 else t.to(lower) for t in tensors]
+def autocast_linear(tensor: Tensor) -> Tensor:
+    """Return a linear layer's input or parameter: under autocast, in the lower precision."""
+    if not autocast_is_on(tensor) or tensor.dtype == torch.float64:
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(tensor.device.type))

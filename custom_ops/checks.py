@@ -12,14 +12,17 @@ from torch import Tensor
 __all__ = [
     "ArgumentError",
     "as_index",
+    "check_class_weight",
     "check_cross_entropy_numbers",
     "check_cross_entropy_tensors",
     "check_dim",
     "check_dtype",
     "check_inplace",
     "check_input",
+    "check_label_dtype",
     "check_label_weight",
     "check_normalizer",
+    "check_probabilities",
 ]
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -145,23 +148,24 @@ def check_cross_entropy_tensors(
             f"target must be on the device of input: expected {input.device}, got {target.device}"
         )
     if target.shape == input.shape:
-        _check_probabilities(target, ignore_index)
+        check_probabilities(target)
+        if ignore_index >= 0:
+            raise ArgumentError(
+                "ignore_index is not supported for class probabilities: expected a negative value, "
+                f"got {ignore_index}"
+            )
     else:
         _check_labels(input, target)
     if weight is not None:
-        _check_weight(input, weight)
+        check_class_weight(input, input.shape[1 if input.dim() > 1 else 0], weight)
 
 
-def _check_probabilities(target: Tensor, ignore_index: int) -> None:
+def check_probabilities(target: Tensor) -> None:
+    """Raise unless the target has a dtype that holds probabilities."""
     if target.dtype not in FLOATS:
         raise ArgumentError(
             "target has the shape of input, so it must hold class probabilities: expected a "
             f"floating-point dtype, got {target.dtype}"
-        )
-    if ignore_index >= 0:
-        raise ArgumentError(
-            "ignore_index is not supported for class probabilities: expected a negative value, "
-            f"got {ignore_index}"
         )
 
 
@@ -172,6 +176,11 @@ def _check_labels(input: Tensor, target: Tensor) -> None:
             f"target must hold a label for each row of input, shape {tuple(shape)}, or class "
             f"probabilities, shape {tuple(input.shape)}; got shape {tuple(target.shape)}"
         )
+    check_label_dtype(target)
+
+
+def check_label_dtype(target: Tensor) -> None:
+    """Raise unless the target has a dtype that holds labels."""
     if target.dtype not in LABELS:
         raise ArgumentError(
             f"target must hold labels of an integer dtype (its shape is not that of input), got "
@@ -179,10 +188,10 @@ def _check_labels(input: Tensor, target: Tensor) -> None:
         )
 
 
-def _check_weight(input: Tensor, weight: Tensor) -> None:
+def check_class_weight(input: Tensor, classes: int, weight: object) -> None:
+    """Raise unless `weight` has a real number for each class, beside the input."""
     if not isinstance(weight, Tensor):
         raise TypeError(f"weight must be a Tensor or None, got {type(weight).__name__}")
-    classes = input.shape[1 if input.dim() > 1 else 0]
     if weight.shape != (classes,):
         raise ArgumentError(
             f"weight must have one entry per class: expected shape ({classes},), got "

@@ -188,7 +188,9 @@ def cross_entropy(
     if reduction != "none":
         loss = apply(Total, loss)
     if reduction == "mean":
-        loss = loss / (denominator(input, target, weight, o) if normalizer is None else normalizer)
+        loss = loss / (
+            denominator(input.shape[o.dim], target, weight, o) if normalizer is None else normalizer
+        )
     loss = loss.to(result_dtype)
     return (loss, CrossEntropyStats(M + L, prediction)) if return_stats else loss
 
@@ -229,7 +231,7 @@ _kept_options = lru_cache(maxsize=64, typed=True)(_options)
 
 
 def promoted(dtype: torch.dtype, target: Tensor, weight: Tensor | None) -> torch.dtype:
-    """Return the dtype of the loss, in which probabilities and their weights take part as in torch."""
+    """Return the dtype of the loss; probabilities and their weights take part in it as in torch."""
     if target.is_floating_point():
         dtype = torch.promote_types(dtype, target.dtype)
         if weight is not None:

@@ -28,6 +28,10 @@ def check_linear(
             "linear_weight must be (C, D) or (C, d1, ..., dk, D), got shape "
             f"{tuple(linear_weight.shape)}"
         )
+    if target.device != input.device:
+        raise ArgumentError(
+            f"target must be on the device of input: expected {input.device}, got {target.device}"
+        )
     C, *positions, D = linear_weight.shape
     if input.shape[-1] != D:
         raise ArgumentError(

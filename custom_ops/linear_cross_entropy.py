@@ -27,6 +27,7 @@ large-vocabulary language models"); the product with the Hessian, Pearlmutter (1
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from types import ModuleType
 from typing import Any, Literal, overload
 
 import torch
@@ -37,14 +38,23 @@ from torch.autograd import Function
 from custom_ops.apply import apply, forward_mode_of, graph_is_kept
 from custom_ops.autocast import autocast_linear, autocast_widened
 from custom_ops.checks import (
-    check_cross_entropy_tensors,
+    check_class_weight,
     check_dtype,
     check_input,
+    check_label_dtype,
     check_label_weight,
     check_normalizer,
+    check_probabilities,
 )
 from custom_ops.cross_entropy import CrossEntropyStats, make_options, promoted
-from custom_ops.kernels import Options, eager, last_layer, statistics_dtype, targets
+from custom_ops.kernels import (
+    Options,
+    eager,
+    last_layer,
+    last_layer_ops,
+    statistics_dtype,
+    targets,
+)
 from custom_ops.kernels.labels import checked_labels
 from custom_ops.kernels.last_layer import Blocks, Products
 from custom_ops.last_layer_checks import check_block_rows, check_linear, chosen_ignore_index
@@ -55,6 +65,7 @@ __all__ = ["linear_cross_entropy"]
 
 #: What the algebra of a second derivative holds of each logit of a block, at most.
 NUMBERS_A_LOGIT = 12
+LEAST_ROWS = 8
 
 
 @overload
@@ -172,8 +183,12 @@ def linear_cross_entropy(
     check_normalizer(normalizer, reduction)
     rows = check_block_rows(block_rows, options)
     C, D = linear_weight.shape[0], linear_weight.shape[-1]
+    (check_probabilities if soft else check_label_dtype)(target)
+    if weight is not None:
+        check_class_weight(input, C, weight)
 
-    input, linear_weight, linear_bias = autocast_linear(input, linear_weight, linear_bias)
+    input, linear_weight = autocast_linear(input), autocast_linear(linear_weight)
+    linear_bias = None if linear_bias is None else autocast_linear(linear_bias)
     input_dtype, target, weight = autocast_widened(input, target, weight)
     result_dtype = dtype or promoted(input_dtype, target, weight)
     o = make_options(
@@ -194,8 +209,6 @@ def linear_cross_entropy(
         target = target.reshape(-1, C)
     else:
         target = checked_labels(target, C, index).reshape(-1)
-    logits = input.new_empty(()).expand(target.shape[0], C)  # their shape; no memory
-    check_cross_entropy_tensors(logits, target, weight, index if not soft else -100)
     if not soft:
         check_label_weight(input_dtype, weight, result_dtype)
     if weight is not None:
@@ -210,9 +223,7 @@ def linear_cross_entropy(
     if total:
         loss = loss.sum() if positions else loss
         if reduction == "mean":
-            loss = loss / (
-                denominator(logits, target, weight, o) if normalizer is None else normalizer
-            )
+            loss = loss / (denominator(C, target, weight, o) if normalizer is None else normalizer)
     else:
         loss = loss.reshape(rows_shape)
     loss = loss.to(result_dtype)
@@ -251,9 +262,22 @@ def _pass(
 ) -> tuple[Any, ...]:
     """ℓ or Σℓ, M, L and the prediction; the gradient of Σℓ with it, if it will be asked for."""
     grad = total and torch.is_grad_enabled()
-    wanted = tuple(grad and t is not None and t.requires_grad for t in (x, W, b))
+    wanted = (
+        grad and x.requires_grad,
+        grad and W.requires_grad,
+        grad and b is not None and b.requires_grad,
+    )
+    if torch.compiler.is_exporting():
+        # the operator with a formula of its own: of a Function, export keeps the forward alone
+        blocks = Blocks(total, (False, False, False), rows)
+        return last_layer_ops.linear_cross_entropy(x, W, b, target, weight, o, blocks)[:4]
     blocks = Blocks(total, wanted, rows)
     return apply(_LinearCrossEntropy, x, W, b, target, weight, o, blocks)[:4]
+
+
+def _kernels() -> ModuleType:
+    """Who takes the blocks: opaque operators where Dynamo would unroll the loop over them."""
+    return last_layer_ops if torch.compiler.is_compiling() else last_layer
 
 
 class _LinearCrossEntropy(Function):
@@ -272,7 +296,7 @@ class _LinearCrossEntropy(Function):
         o: Options,
         blocks: Blocks,
     ) -> Any:
-        loss, M, L, prediction, products = last_layer.linear_cross_entropy(
+        loss, M, L, prediction, products = _kernels().linear_cross_entropy(
             x, W, b, target, weight, o, blocks
         )
         return loss, M, L, prediction, *products
@@ -379,12 +403,12 @@ class _LinearCrossEntropyVjp(Function):
         if h is None and g.dim() == 0:
             products = Products(dx, dW, db)
             scaled = [
-                _scaled(t, g, x.dtype, give) if wanted else None
+                None if t is None or not wanted else _scaled(t, g, x.dtype, give)
                 for t, wanted in zip(products, blocks.wanted, strict=True)
             ]
             return tuple(scaled)
         G = g.to(o.dtype).expand(L.shape)
-        products = last_layer.linear_cross_entropy_vjp(
+        products = _kernels().linear_cross_entropy_vjp(
             x, W, b, target, weight, G, h, M, L, o, blocks
         )
         return tuple(None if t is None else t.to(x.dtype) for t in products)
@@ -413,24 +437,26 @@ class _LinearCrossEntropyVjp(Function):
             return (None,) * len(needs)
         if not any(needs[3:5]) and last_layer.takes_hvp(o, *ctx.saved_tensors, v_x, v_W, v_b):
             return _hvp(ctx, Products(v_x, v_W, v_b))
-        sums, columns = _Sums(needs[:3]), []
+        sums, rows, others = _Sums(needs[:3]), [], []
         for part, xs in _parts(x, W, target, o, ctx.blocks):
             t = target[part]
             r = Row.of(F.linear(xs, W, b), t, weight, o)
             G, H = _upstream(r, g, h, part)
             v = _at(v_x, part)
-            d = r.gradient_vjp(_change_of_logits(xs, W, v, v_W, v_b), G, H)
+            u = _change_of_logits(xs, W, v, v_W, v_b)
+            assert u is not None  # one of the three is there
+            d = r.gradient_vjp(u, G, H)
             sums.add(d.input, xs, W)
             sums.add(r.gradient(G, H), v, v_W, same_rows=True)
             of_y = targets.pull_back(r.s, t, weight, d.y, o) if any(needs[3:5]) else (None, None)
-            columns.append((d.g.squeeze(1), d.h.squeeze(1), *of_y))
-        d_g, d_h, d_target, d_weight = zip(*columns, strict=True)
+            rows.append((d.g.squeeze(1), d.h.squeeze(1)))
+            others.append(of_y)
+        d_g, d_h = (torch.cat(column) for column in zip(*rows, strict=True))
         return (
             *sums.products(),
-            torch.cat(d_target) if needs[3] else None,
-            sum(d_weight) if needs[4] else None,
-            torch.cat(d_g).sum() if g.dim() == 0 else torch.cat(d_g),
-            None if h is None else torch.cat(d_h),
+            *_joined(others, needs[3], needs[4]),
+            d_g.sum() if g.dim() == 0 else d_g,
+            None if h is None else d_h,
             *[None] * 8,
         )
 
@@ -496,10 +522,18 @@ def _target_vjp(
         r = Row.of(F.linear(xs, W, b), target[part], weight, o)
         G, _ = _upstream(r, g, None, part)
         columns.append(targets.pull_back(r.s, target[part], weight, G * r.surprisal, o))
-    d_target, d_weight = zip(*columns, strict=True)
+    return _joined(columns, target.is_floating_point(), weight is not None)
+
+
+def _joined(
+    columns: list[tuple[Tensor | None, Tensor | None]], of_target: bool, of_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """The blocks' gradients of the target, side by side, and of the class weights, added up."""
+    d_target = [t for t, _ in columns if t is not None]
+    d_weight = [w for _, w in columns if w is not None]
     return (
-        torch.cat(d_target) if target.is_floating_point() else None,
-        None if weight is None else sum(d_weight),
+        torch.cat(d_target) if of_target else None,
+        torch.stack(d_weight).sum(0) if of_weight else None,
     )
 
 
@@ -508,7 +542,7 @@ def _parts(
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield the rows of each block and their input, 0 where they are ignored."""
     N, C = len(x), len(W)
-    size = blocks.of(N, C, NUMBERS_A_LOGIT * o.dtype.itemsize)
+    size = blocks.of(N, C * NUMBERS_A_LOGIT * o.dtype.itemsize, LEAST_ROWS)
     for start in range(0, N or 1, size):
         part = slice(start, start + size)
         yield part, blank_ignored(x[part], target[part], o)
@@ -537,10 +571,8 @@ def _at(x: Tensor | None, part: slice) -> Tensor | None:
     return None if x is None else x[part]
 
 
-def _scaled(product: Tensor | None, g: Tensor, dtype: torch.dtype, give: bool) -> Tensor | None:
+def _scaled(product: Tensor, g: Tensor, dtype: torch.dtype, give: bool) -> Tensor:
     """g times the product: in its place if it is to be given away."""
-    if product is None:
-        return None
     return (product.mul_(g) if give else product * g).to(dtype)
 
 
@@ -552,7 +584,6 @@ class _Sums:
         self.rows: list[Tensor] = []
         self.dW: Tensor | None = None
         self.db: Tensor | None = None
-        self.dtype = None
 
     def add(
         self, dz: Tensor, x: Tensor | None, W: Tensor | None, *, same_rows: bool = False

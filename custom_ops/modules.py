@@ -137,7 +137,8 @@ class LinearCrossEntropyLoss(_WeightedLoss):
 
     The arguments up to `options` are torch's, and so are the names in the state dict
     (`linear.weight`, `linear.bias`, `weight`); `dtype` is that of the layer, `loss_dtype` that of
-    the loss. The others are those of `custom_ops.linear_cross_entropy`. `from_linear` takes a layer that exists.
+    the loss. The others are those of `custom_ops.linear_cross_entropy`. `from_linear` takes a layer
+    that exists.
 
     Wrapped in FSDP, shard this module and not its `linear`, whose forward is not called.
 
@@ -213,7 +214,7 @@ class LinearCrossEntropyLoss(_WeightedLoss):
         """Return the loss, or (loss, stats) with `return_stats=True`."""
         shape = (self.num_classes, *self.out_features)
         W, b = self.linear.weight, self.linear.bias
-        return linear_cross_entropy(  # type: ignore[call-overload]
+        return linear_cross_entropy(  # type: ignore[call-overload, misc]
             input,
             W.reshape(*shape, W.shape[-1]) if self.out_features else W,
             target,

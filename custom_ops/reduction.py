@@ -14,11 +14,10 @@ from custom_ops.kernels import Options, eager, targets
 __all__ = ["Total", "denominator"]
 
 
-def denominator(input: Tensor, target: Tensor, weight: Tensor | None, o: Options) -> Tensor | float:
+def denominator(classes: int, target: Tensor, weight: Tensor | None, o: Options) -> Tensor | float:
     """Return the mean's denominator: Σ w_t of the rows that count, or the number of rows."""
-    classes = input.shape[o.dim]
     if target.is_floating_point():
-        return input.numel() / classes if classes else float("nan")
+        return target.numel() / classes if classes else float("nan")
     if weight is None or not classes:
         return (~targets.ignored_rows(target, o)).sum()
     return apply(Total, targets.label_weights(target, classes, weight, o))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -44,11 +44,13 @@ class Blocks:
     wanted: tuple[bool, bool, bool]  #: whether dx, dW, db are, of Σℓ
     rows: int | None  #: of a block; None for as many as `BLOCK_BYTES` allows
 
-    def of(self, rows: int, classes: int, itemsize: int, most_bytes: int = BLOCK_BYTES) -> int:
-        """Return the rows of a block; all blocks but the last have as many."""
-        most = self.rows or max(most_bytes // max(classes * itemsize, 1), LEAST_ROWS)
-        count = -(-rows // most) or 1
-        return most if self.rows else -(-rows // count) or 1
+    def of(self, rows: int, logit_bytes: int, least: int = LEAST_ROWS) -> int:
+        """Return the rows of a block in which C logits take `logit_bytes` a row."""
+        if self.rows:
+            return self.rows
+        most = max(BLOCK_BYTES // max(logit_bytes, 1), least)
+        count = -(-rows // most)  # as many blocks as that makes, all of a size
+        return -(-rows // max(count, 1)) or 1
 
 
 class Products(NamedTuple):
@@ -95,7 +97,7 @@ def linear_cross_entropy(
     for part, z in _logits(x, W, b, blocks):
         t = target[part]
         loss[part], M[part], L[part], predicted = kernels.cross_entropy(z, t, weight, o)
-        if prediction is not None:
+        if prediction is not None and predicted is not None:
             prediction[part] = predicted
         if any(blocks.wanted):
             dz = kernels.cross_entropy_vjp_(z, t, weight, one[part], None, M[part], L[part], o)
@@ -121,10 +123,10 @@ def linear_cross_entropy_vjp(
     if counted is not None:
         g, M, L = g[counted], M[counted], L[counted]
         h = None if h is None else h[counted]
-        part = linear_cross_entropy_vjp(
+        found = linear_cross_entropy_vjp(
             x[counted], W, b, target[counted], weight, g, h, M, L, o, blocks
         )
-        return part._replace(input=_spread_rows(part.input, counted, len(x)))
+        return found._replace(input=_spread_rows(found.input, counted, len(x)))
     x = x if _can_be_read(target) else _blank(x, target, o)
     sums = _Sums(x, W, b, blocks)
     for part, z in _logits(x, W, b, blocks):
@@ -165,7 +167,7 @@ def linear_cross_entropy_hvp(
     sums = _Sums(x, W, b, blocks)
     d_g, d_h = torch.empty_like(M), torch.empty_like(M)
     buffer = None
-    for part, z in _logits(x, W, b, blocks, BLOCK_BYTES // 2):
+    for part, z in _logits(x, W, b, blocks, buffers=2):
         buffer = kernels.advised(torch.empty_like(z)) if buffer is None else buffer
         u, vx = buffer[: len(z)], None if v.input is None else v.input[part]
         _direction(u, x[part], W, vx, v.linear_weight, v.linear_bias)
@@ -197,11 +199,11 @@ def _direction(
 
 
 def _logits(
-    x: Tensor, W: Tensor, b: Tensor | None, blocks: Blocks, most: int = BLOCK_BYTES
+    x: Tensor, W: Tensor, b: Tensor | None, blocks: Blocks, buffers: int = 1
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield each block's rows and logits, all in the same memory."""
     N, C = len(x), len(W)
-    size = blocks.of(N, C, x.element_size(), most)
+    size = blocks.of(N, C * x.element_size() * buffers)
     buffer = kernels.advised(x.new_empty(min(size, N), C))
     for start in range(0, N, size):
         part = slice(start, min(start + size, N))
@@ -284,6 +286,10 @@ def _spread(found: Outputs, counted: Tensor, N: int) -> Outputs:
     return Outputs(loss, M, L, prediction, found.products._replace(input=dx))
 
 
+@overload
+def _spread_rows(x: Tensor, counted: Tensor, N: int, fill: float = ...) -> Tensor: ...
+@overload
+def _spread_rows(x: None, counted: Tensor, N: int, fill: float = ...) -> None: ...
 def _spread_rows(x: Tensor | None, counted: Tensor, N: int, fill: float = 0.0) -> Tensor | None:
     """Return the counted rows among all N, the others filled."""
     if x is None:
