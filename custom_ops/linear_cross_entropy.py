@@ -182,7 +182,7 @@ def linear_cross_entropy(
     index = chosen_ignore_index(ignore_index, soft)
     check_normalizer(normalizer, reduction)
     rows = check_block_rows(block_rows, options)
-    C, D = linear_weight.shape[0], linear_weight.shape[-1]
+    C = linear_weight.shape[0]
     (check_probabilities if soft else check_label_dtype)(target)
     if weight is not None:
         check_class_weight(input, C, weight)
@@ -206,7 +206,7 @@ def linear_cross_entropy(
     positions = rows_shape[1:] if linear_weight.dim() > 2 else ()
     if soft:
         target = target.flatten(2).movedim(1, -1) if positions else target
-        target = target.reshape(-1, C)
+        target = _as_rows(target)
     else:
         target = checked_labels(target, C, index).reshape(-1)
     if not soft:
@@ -216,7 +216,7 @@ def linear_cross_entropy(
 
     total = reduction != "none"
     layers = _layers(linear_weight, linear_bias, target, positions)
-    x = input.reshape(-1, D)
+    x = _as_rows(input)
     found = [_pass(x, W, b, t, weight, o, total, rows) for W, b, t in layers]
     columns = list(zip(*found, strict=True))
     loss, M, L = (torch.stack(column, -1) if positions else column[0] for column in columns[:3])
@@ -232,6 +232,11 @@ def linear_cross_entropy(
     prediction = torch.stack(columns[3], -1) if positions else columns[3][0]
     lse = (M + L).reshape(rows_shape)
     return loss, CrossEntropyStats(lse, prediction.reshape(rows_shape))
+
+
+def _as_rows(x: Tensor) -> Tensor:
+    """(…, D) as (N, D)."""
+    return x.unsqueeze(0) if x.dim() == 1 else x.flatten(0, -2)
 
 
 def _layers(
@@ -311,7 +316,7 @@ class _LinearCrossEntropy(Function):
         o: Options,
         blocks: Blocks,
     ) -> Any:
-        columns = []
+        columns: list[tuple[Any, ...]] = []
         for part, xs in _parts(x, W, target, o, blocks):
             t = target[part]
             z = blank_ignored(F.linear(xs, W, b), t, o)
@@ -402,6 +407,8 @@ class _LinearCrossEntropyVjp(Function):
     ) -> Any:
         if h is None and g.dim() == 0:
             products = Products(dx, dW, db)
+            if not target.is_floating_point():  # without a row that counts, g may be 1/0
+                g = g.masked_fill(targets.ignored_rows(target, o).all(), 0.0)
             scaled = [
                 None if t is None or not wanted else _scaled(t, g, x.dtype, give)
                 for t, wanted in zip(products, blocks.wanted, strict=True)
