@@ -90,8 +90,8 @@ def apply(function: type[Function], *args: Any) -> Any:
 
 
 def graph_is_kept() -> bool:
-    """Whether the backward that is running may be run again, so that what is saved must stay."""
-    if torch.compiler.is_compiling():
+    """Whether what the running backward saved may be asked for again: it must stay as it is."""
+    if is_transformed():
         return True
     return torch._C._autograd._get_current_graph_task_keep_graph()
 

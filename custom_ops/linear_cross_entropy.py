@@ -405,8 +405,10 @@ class _LinearCrossEntropyVjp(Function):
         blocks: Blocks,
         give: bool,
     ) -> Any:
-        if h is None and g.dim() == 0:
-            products = Products(dx, dW, db)
+        products = Products(dx, dW, db)
+        # under vmap the forward does not see that an outer level differentiates
+        taken = all(t is not None for t, w in zip(products, blocks.wanted, strict=True) if w)
+        if taken and h is None and g.dim() == 0:
             if not target.is_floating_point():  # without a row that counts, g may be 1/0
                 g = g.masked_fill(targets.ignored_rows(target, o).all(), 0.0)
             scaled = [
