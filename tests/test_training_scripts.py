@@ -185,7 +185,7 @@ def test_compare_leaves_its_report(call: Callable[..., None], capsys, tmp_path: 
     call("compare", *DIGITS, "--max-steps", 12, "--logger", logger, "--out", tmp_path)
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["steps"] == 12
-    assert list(report["heads"]) == ["builtin", "jacobian", "custom"]
+    assert list(report["heads"]) == ["builtin", "jacobian", "custom", "custom-fused"]
     assert report["settings"]["data"] == "digits"
     assert (tmp_path / "report.png").stat().st_size > 10_000
     assert list((tmp_path / "logs").rglob("metrics.csv" if logger == "csv" else "events.*"))
@@ -205,8 +205,9 @@ def test_other_precisions(call: Callable[..., None], tmp_path: Path, precision: 
         assert difference["same_weights"]["loss"] <= 1e-6
 
 
-def test_two_processes_train_one_model(tmp_path: Path):
-    settings = (*DIGITS, "--model", "linear", "--epochs", 2, "--devices", 2)
+@pytest.mark.parametrize("head", ["custom", "custom-fused"])
+def test_two_processes_train_one_model(tmp_path: Path, head: str):
+    settings = (*DIGITS, "--model", "linear", "--epochs", 2, "--devices", 2, "--head", head)
     ended = run("train", *settings, "--out", tmp_path)
     assert ended.returncode == 0, ended.stderr
     result = json.loads((tmp_path / "result.json").read_text())

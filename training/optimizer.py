@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from torch import nn
-from torch.optim import SGD
-from torch.optim.lr_scheduler import ExponentialLR
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import ExponentialLR, LRScheduler
 
 LEARNING_RATE = 0.05
 HALVING_STEPS = 500
+
+#: From parameters to their optimizer, and a schedule to be stepped after every step.
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], tuple[Optimizer, LRScheduler]]
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], lr: float) -> tuple[SGD, ExponentialLR]:

@@ -45,11 +45,11 @@ def _summary(report: dict[str, Any]) -> Table:
     row("test loss", "test_loss", _plain)
     row("loss of the last step", "final_loss", _plain)
     row("time a step, median", "step_ms", lambda x: f"{x:.2f} ms")
-    row("  loss and its gradient alone", "loss_us", lambda x: f"{x:.0f} µs")
+    row("  last layer and loss alone", "head_us", lambda x: f"{x:.0f} µs")
     row("peak memory of a step", "peak_bytes", lambda x: f"{x / 2**20:.2f} MiB")
-    row("  loss and its gradient alone", "loss_peak_bytes", lambda x: f"{x / 2**10:.1f} KiB")
+    row("  last layer and loss alone", "head_peak_bytes", lambda x: f"{x / 2**10:.1f} KiB")
     table.add_section()
-    table.add_row(Text("largest difference from builtin", style="italic"))
+    table.add_row(Text("difference from builtin, max", style="italic"))
     difference("same weights: loss", "same_weights", lambda d: d["loss"])
     difference("same weights: any gradient", "same_weights", lambda d: _largest(d["gradients"]))
     difference("own path: loss", "own_path", lambda d: d["loss"])
@@ -67,27 +67,25 @@ def _gradients(report: dict[str, Any]) -> Table:
         padding=(0, 1),
     )
     table.add_column("parameter")
-    table.add_column("its largest\nentry", justify="right")
+    table.add_column("largest entry", justify="right")
     for name in differences:
-        table.add_column(f"{name}\nsame weights", justify="right")
-    for name in differences:
-        table.add_column(f"{name}\nown path", justify="right")
-    for i, parameter in enumerate(report["parameters"]):
-        cells = [
-            _tiny(differences[name][where]["gradients"][i])
-            for where in ("same_weights", "own_path")
-            for name in differences
-        ]
-        table.add_row(parameter, _tiny(report["gradient_size"][i]), *cells)
+        table.add_column(name, justify="right")
+    for title, where in (("same weights", "same_weights"), ("own path", "own_path")):
+        table.add_section()
+        table.add_row(Text(title, style="italic"))
+        for i, parameter in enumerate(report["parameters"]):
+            cells = (_tiny(other[where]["gradients"][i]) for other in differences.values())
+            table.add_row(f"  {parameter}", _tiny(report["gradient_size"][i]), *cells)
     return table
 
 
 def _reading(report: dict[str, Any]) -> Text:
     probes = report["series"]["same_weights"]["steps"]
     return Text(
-        f"same weights: at {len(probes)} of the steps every head got builtin's logits and sent its "
-        "gradient through builtin's network: what the head itself changes. own path: each head "
-        "trains its own copy; training amplifies the rounding of its last bit.",
+        f"same weights: at {len(probes)} of the steps every head got builtin's features and last "
+        "layer, and sent its gradient through builtin's network: what the head itself changes. "
+        "own path: each head trains its own copy; training amplifies the rounding of its last bit. "
+        "last layer and loss alone: forward and backward, from given features.",
         style="dim",
     )
 
