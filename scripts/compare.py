@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             lambda data: Comparison(
                 build(arguments.model, data.image_shape), partial(make_optimizer, lr=arguments.lr)
             ),
-            ("data", "model", "epochs", "max_steps", "batch_size", "lr", "seed", "precision"),
+            session.SETTINGS,
         )
     except (run.Refused, mnist.Unavailable, mnist.CorruptFile) as error:
         parser.error(str(error))

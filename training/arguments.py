@@ -26,7 +26,10 @@ PRECISIONS = {
 }
 
 #: What makes a run the run it is: it cannot change when the run is resumed.
-_FIXED = ("head", "data", "model", "batch_size", "lr", "seed", "precision", "devices")
+_FIXED = (
+    *("head", "data", "model", "vocabulary", "context", "width"),
+    *("batch_size", "lr", "seed", "precision", "devices"),
+)
 
 _SETTINGS = "settings.json"
 
@@ -39,6 +42,9 @@ class Parser(argparse.ArgumentParser):
         out: the default run folder.
     """
 
+    #: How many epochs are the default, in words.
+    epochs = "1 for MNIST, 30 for the digits"
+
     def __init__(self, description: str, out: str) -> None:
         super().__init__(description=description, allow_abbrev=False)
         self.add_data_and_model(self.add_argument_group("data and model"))
@@ -48,10 +54,13 @@ class Parser(argparse.ArgumentParser):
             "--epochs",
             type=whole(1),
             metavar="N",
-            help="passes over the data (default: 1 for MNIST, 30 for the digits)",
+            help=f"passes over the data (default: {self.epochs})",
         )
         training.add_argument(
-            "--max-steps", type=whole(1), metavar="N", help="stop after N batches, if sooner"
+            "--max-steps",
+            type=whole(1),
+            metavar="N",
+            help="stop after N batches, if sooner (default: %(default)s)",
         )
         training.add_argument(
             "--batch-size",
@@ -158,7 +167,7 @@ class Parser(argparse.ArgumentParser):
         saved = json.loads((arguments.out / _SETTINGS).read_text())
         self.set_defaults(**saved)
         resumed = self.parse_args(argv)
-        if "data" in resumed and resumed.data == "auto":
+        if resumed.data == "auto":
             resumed.data = saved["data"]  # what it was found to be
         for name in _FIXED:
             if name in saved and getattr(resumed, name) != saved[name]:
@@ -198,16 +207,17 @@ def checkpoint_path(out: Path) -> Path:
     return out / "last.ckpt"
 
 
-def whole(least: int) -> Callable[[str], int]:
-    """Return the type of an argument that is a whole number from `least`."""
+def whole(least: int, most: int = 2**32 - 1) -> Callable[[str], int]:
+    """Return the type of an argument that is a whole number from `least` to `most`."""
 
     def parse(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = least - 1
-        if not least <= value < 2**32:
-            raise argparse.ArgumentTypeError(f"expected a whole number from {least}, got {text}")
+        if not least <= value <= most:
+            range = f"{least} to {most}" if most < 2**32 - 1 else f"{least}"
+            raise argparse.ArgumentTypeError(f"expected a whole number from {range}, got {text}")
         return value
 
     return parse

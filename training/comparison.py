@@ -131,11 +131,11 @@ class Comparison(LightningModule):
         optimizer, _ = self.make_optimizer(network.parameters())
 
         def step() -> Tensor:
-            optimizer.zero_grad()
             with self.trainer.precision_plugin.train_step_context():
                 loss = self.loss(name, network, inputs, targets)
             loss.backward()
             optimizer.step()
+            optimizer.zero_grad()  # so that the next step's peak has the gradients in it
             return loss.detach()
 
         return step

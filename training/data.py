@@ -27,6 +27,8 @@ class DigitData(ExampleData):
         seed: of the order of the training examples.
     """
 
+    unit = "images"
+
     def __init__(
         self,
         name: str = "auto",

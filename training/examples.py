@@ -30,6 +30,9 @@ class ExampleData(LightningDataModule):
             must not change.
     """
 
+    #: What a target belongs to, in the plural.
+    unit = "examples"
+
     def __init__(self, batch_size: int, seed: int, test_batch_size: int) -> None:
         super().__init__()
         self.batch_size = batch_size

@@ -8,6 +8,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from training.report import duration, size
+
 # Okabe and Ito's palette: told apart with every kind of colour vision. The line styles repeat what
 # the colours say.
 _COLOURS = {
@@ -43,13 +45,13 @@ def save(report: dict[str, Any], path: Path) -> None:
 
 def _draw_losses(axes: Axes, report: dict[str, Any]) -> None:
     for name, loss in report["series"]["loss"].items():
-        accuracy = report["heads"][name]["test_accuracy"]
+        head = report["heads"][name]
         axes.plot(
             _smooth(loss),
             color=_COLOURS[name],
             linestyle=_STYLES[name],
             linewidth=_WIDTHS[name],  # the widest first: those on top of it leave it visible
-            label=f"{name}: {100 * accuracy:.2f} % right",
+            label=f"{name}: {100 * head['test_accuracy']:.2f} % right",
         )
     axes.set(title="Loss", xlabel="step", ylabel="cross-entropy (nats), running mean")
     axes.set_yscale("log")
@@ -86,7 +88,7 @@ def _draw_differences(axes: Axes, report: dict[str, Any]) -> None:
         xlabel="step",
         ylabel="largest |difference| (gradient's unit)",
     )
-    axes.legend(fontsize=8, ncols=len(series["own_path"]), loc="upper center")
+    axes.legend(fontsize=7.5, ncols=len(series["own_path"]), loc="upper center")
     axes.grid(axis="y", alpha=0.3)
 
 
@@ -95,18 +97,22 @@ def _draw_times(axes: Axes, report: dict[str, Any]) -> None:
     _draw_bars(
         axes,
         {name: head["step_ms"] for name, head in heads.items()},
-        [f"{h['step_ms']:.4g} ms\nalone {h['head_us'] / 1e3:.3g} ms" for h in heads.values()],
+        [
+            f"{duration(1e-3 * h['step_ms'])}\n{duration(1e-6 * h['head_us'])}"
+            for h in heads.values()
+        ],
     )
-    axes.set(title="Time a step, and last layer and loss alone", ylabel="milliseconds (median)")
+    axes.set(title="Time of a step; last layer and loss alone", ylabel="milliseconds (median)")
 
 
 def _draw_memory(axes: Axes, report: dict[str, Any]) -> None:
-    step, alone = (
-        {name: head[key] / 2**20 for name, head in report["heads"].items()}
-        for key in ("peak_bytes", "head_peak_bytes")
+    heads = report["heads"]
+    _draw_bars(
+        axes,
+        {name: head["peak_bytes"] / 2**20 for name, head in heads.items()},
+        [f"{size(h['peak_bytes'])}\n{size(h['head_peak_bytes'])}" for h in heads.values()],
     )
-    _draw_bars(axes, step, [f"{step[n]:.4g} MiB\nalone {alone[n]:.3g} MiB" for n in step])
-    axes.set(title="Peak memory of a step, and of last layer and loss alone", ylabel="MiB")
+    axes.set(title="Peak memory of a step; last layer and loss alone", ylabel="MiB")
 
 
 def _draw_bars(axes: Axes, heights: dict[str, float], labels: list[str]) -> None:

@@ -6,6 +6,8 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 
+from torch import Tensor
+
 from training import figure, report, run, table
 from training.comparison import Comparison
 from training.measurement import median_seconds, peak_bytes
@@ -13,6 +15,9 @@ from training.run import Data
 
 RESULT = "report.json"
 PICTURE = "report.png"
+
+#: The arguments that every report names.
+SETTINGS = ("data", "model", "epochs", "max_steps", "batch_size", "lr", "seed", "precision")
 
 
 def hold(
@@ -38,7 +43,8 @@ def hold(
             finished.metrics,
             _costs(finished),
             module.parameter_names,
-            {name: getattr(arguments, name) for name in settings},
+            {name: getattr(arguments, name) for name in settings} | {"unit": finished.data.unit},
+            _a_batch(finished)[1].numel(),
             device,
         )
         run.write_json(path, content, indent=None)
@@ -52,7 +58,7 @@ def _costs(finished: run.Finished[Comparison]) -> dict[str, dict[str, float]]:
     """What cannot be measured while training, per head: entries of the report."""
     module, trainer = finished.module, finished.trainer
     device = trainer.strategy.root_device
-    inputs, targets = next(iter(finished.data.train_dataloader()))
+    inputs, targets = _a_batch(finished)
     inputs = trainer.precision_plugin.convert_input(inputs).to(device)
     targets = targets.to(device)
     alone = {name: module.head_alone(name, inputs, targets) for name in module.names}
@@ -65,3 +71,7 @@ def _costs(finished: run.Finished[Comparison]) -> dict[str, dict[str, float]]:
         }
         for name in module.names
     }
+
+
+def _a_batch(finished: run.Finished[Comparison]) -> tuple[Tensor, Tensor]:
+    return next(iter(finished.data.train_dataloader()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from rich import box
@@ -9,14 +10,25 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from training.report import duration, size
+
 WIDTH = 80
+
+#: Parameters whose gradients are told apart here; of more the report has all.
+FEW = 12
 
 
 def show(report: dict[str, Any], console: Console | None = None) -> None:
     """Print the report."""
-    (console or Console(width=WIDTH, highlight=False)).print(
-        Group(_summary(report), Text(), _gradients(report), _reading(report))
-    )
+    (console or Console(width=WIDTH, highlight=False)).print(Group(*_parts(report)))
+
+
+def _parts(report: dict[str, Any]) -> Iterator[Table | Text]:
+    yield _summary(report)
+    if len(report["parameters"]) <= FEW:
+        yield Text()
+        yield _gradients(report)
+    yield _reading(report)
 
 
 def _summary(report: dict[str, Any]) -> Table:
@@ -44,10 +56,11 @@ def _summary(report: dict[str, Any]) -> Table:
     row("test accuracy", "test_accuracy", lambda x: f"{100 * x:.2f} %")
     row("test loss", "test_loss", _plain)
     row("loss of the last step", "final_loss", _plain)
-    row("time a step, median", "step_ms", lambda x: f"{x:.2f} ms")
-    row("  last layer and loss alone", "head_us", lambda x: f"{x:.0f} µs")
-    row("peak memory of a step", "peak_bytes", lambda x: f"{x / 2**20:.2f} MiB")
-    row("  last layer and loss alone", "head_peak_bytes", lambda x: f"{x / 2**10:.1f} KiB")
+    row(f"{settings['unit']} a second", "per_second", lambda x: f"{x:.0f}")
+    row("time a step, median", "step_ms", lambda x: duration(1e-3 * x))
+    row("  last layer and loss alone", "head_us", lambda x: duration(1e-6 * x))
+    row("peak memory of a step", "peak_bytes", size)
+    row("  last layer and loss alone", "head_peak_bytes", size)
     table.add_section()
     table.add_row(Text("difference from builtin, max", style="italic"))
     difference("same weights: loss", "same_weights", lambda d: d["loss"])
