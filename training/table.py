@@ -42,7 +42,7 @@ def _summary(report: dict[str, Any]) -> Table:
         width=WIDTH,
         padding=(0, 1),
     )
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for name in heads:
         table.add_column(name, justify="right")
 
@@ -62,7 +62,7 @@ def _summary(report: dict[str, Any]) -> Table:
     row("peak memory of a step", "peak_bytes", size)
     row("  last layer and loss alone", "head_peak_bytes", size)
     table.add_section()
-    table.add_row(Text("difference from builtin, max", style="italic"))
+    table.add_row(Text("difference from builtin", style="italic"))
     difference("same weights: loss", "same_weights", lambda d: d["loss"])
     difference("same weights: any gradient", "same_weights", lambda d: _largest(d["gradients"]))
     difference("own path: loss", "own_path", lambda d: d["loss"])
