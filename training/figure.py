@@ -68,7 +68,7 @@ def _draw_differences(axes: Axes, report: dict[str, Any]) -> None:
         axes.plot(
             [max(x, floor) for x in own],
             color=_COLOURS[name],
-            linewidth=0.8,
+            linewidth=_WIDTHS[name] / 1.5,
             label=f"{name}, own path",
         )
         axes.plot(

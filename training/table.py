@@ -58,15 +58,15 @@ def _summary(report: dict[str, Any]) -> Table:
     row("loss of the last step", "final_loss", _plain)
     row(f"{settings['unit']} a second", "per_second", lambda x: f"{x:.0f}")
     row("time a step, median", "step_ms", lambda x: duration(1e-3 * x))
-    row("  last layer and loss alone", "head_us", lambda x: duration(1e-6 * x))
+    row("  layer and loss alone", "head_us", lambda x: duration(1e-6 * x))
     row("peak memory of a step", "peak_bytes", size)
-    row("  last layer and loss alone", "head_peak_bytes", size)
+    row("  layer and loss alone", "head_peak_bytes", size)
     table.add_section()
     table.add_row(Text("difference from builtin", style="italic"))
     difference("same weights: loss", "same_weights", lambda d: d["loss"])
-    difference("same weights: any gradient", "same_weights", lambda d: _largest(d["gradients"]))
+    difference("same weights: gradients", "same_weights", lambda d: _largest(d["gradients"]))
     difference("own path: loss", "own_path", lambda d: d["loss"])
-    difference("own path: any gradient", "own_path", lambda d: _largest(d["gradients"]))
+    difference("own path: gradients", "own_path", lambda d: _largest(d["gradients"]))
     return table
 
 
@@ -98,7 +98,7 @@ def _reading(report: dict[str, Any]) -> Text:
         f"same weights: at {len(probes)} of the steps every head got builtin's features and last "
         "layer, and sent its gradient through builtin's network: what the head itself changes. "
         "own path: each head trains its own copy; training amplifies the rounding of its last bit. "
-        "last layer and loss alone: forward and backward, from given features.",
+        "layer and loss alone: the last layer and the loss, forward and backward.",
         style="dim",
     )
 
