@@ -5,10 +5,13 @@ BIN := .venv/bin
 KERNELS := setup.py $(wildcard custom_ops/kernels/cpu/*)
 SANITIZED := build/sanitized
 
-.PHONY: demo test test-asan explain bench lint clean
+.PHONY: demo lm test test-asan explain bench lint clean
 
-demo: .venv/installed  ## three heads side by side: a table, a report and a picture
+demo: .venv/installed  ## four heads side by side: a table, a report and a picture
 	$(BIN)/python scripts/compare.py
+
+lm: .venv/installed  ## a small GPT, the last layer in two steps and in one: memory, time, the same curve
+	$(BIN)/python scripts/train_lm.py
 
 explain: .venv/installed  ## the lesson: one image through the chain rule, factor by factor
 	$(BIN)/python scripts/explain.py

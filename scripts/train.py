@@ -16,7 +16,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--head",
         choices=HEADS,
         default="custom",
-        help="the loss: custom_ops.cross_entropy, custom_ops.jacobian's, or torch's "
+        help="the last layer with its loss: custom_ops.cross_entropy, in one piece "
+        "(custom_ops.linear_cross_entropy), custom_ops.jacobian's, or torch's "
         "(default: %(default)s)",
     )
     arguments = parser.parse(argv)
@@ -24,11 +25,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     # After the arguments: Lightning takes seconds to import.
     from training import mnist, run
     from training.classifier import Classifier
+    from training.data import DigitData
 
     try:
         finished = run.start(
             arguments,
-            lambda shape: Classifier(arguments.model, arguments.head, shape, arguments.lr),
+            DigitData.of,
+            lambda data: Classifier(
+                arguments.model, arguments.head, data.image_shape, arguments.lr
+            ),
             RESULT,
         )
     except (run.Refused, mnist.Unavailable, mnist.CorruptFile) as error:

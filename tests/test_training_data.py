@@ -14,37 +14,37 @@ def data() -> DigitData:
 
 
 def test_digits_are_split_and_normalised(data: DigitData):
-    images = data.images
+    images = data.examples
     assert images.name == "digits"
-    assert images.train_images.shape == (1437, 1, 8, 8)
-    assert images.test_images.shape == (360, 1, 8, 8)
-    assert images.train_images.dtype == torch.float32
-    assert images.train_labels.dtype == torch.int64
-    assert abs(images.train_images.mean()) < 0.02
-    assert abs(images.train_images.std() - 1) < 0.02
+    assert images.train_inputs.shape == (1437, 1, 8, 8)
+    assert images.test_inputs.shape == (360, 1, 8, 8)
+    assert images.train_inputs.dtype == torch.float32
+    assert images.train_targets.dtype == torch.int64
+    assert abs(images.train_inputs.mean()) < 0.02
+    assert abs(images.train_inputs.std() - 1) < 0.02
     assert data.image_shape == (1, 8, 8)
 
 
 def test_both_parts_have_every_digit_in_proportion(data: DigitData):
-    train, test = data.images.train_labels, data.images.test_labels
+    train, test = data.examples.train_targets, data.examples.test_targets
     torch.testing.assert_close(
         train.bincount() / len(train), test.bincount() / len(test), atol=5e-3, rtol=0
     )
 
 
 def test_the_split_belongs_to_the_data_and_not_to_the_seed(data: DigitData):
-    other = DigitData("digits", seed=2).images
-    assert torch.equal(data.images.test_images, other.test_images)
+    other = DigitData("digits", seed=2).examples
+    assert torch.equal(data.examples.test_inputs, other.test_inputs)
 
 
 def test_training_batches_are_shuffled_and_the_test_set_is_whole_and_in_order(data: DigitData):
     images, labels = next(iter(data.train_dataloader()))
     assert images.shape == (100, 1, 8, 8)
-    assert not torch.equal(labels, data.images.train_labels[:100])
+    assert not torch.equal(labels, data.examples.train_targets[:100])
     again = next(iter(DigitData("digits", batch_size=100, seed=1).train_dataloader()))
     assert torch.equal(images, again[0])
     tested = torch.cat([labels for _, labels in data.test_dataloader()])
-    assert torch.equal(tested, data.images.test_labels)
+    assert torch.equal(tested, data.examples.test_targets)
 
 
 def test_unknown_data_names_the_known_ones():

@@ -102,11 +102,11 @@ def nothing_there() -> str:
 
 def test_found_files_are_read_and_normalised(data_dir: Path):
     images = load_mnist(data_dir)
-    assert images.train_images.shape == (20, 1, 28, 28)
-    assert images.test_images.shape == (10, 1, 28, 28)
-    assert images.train_images.dtype == torch.float32
-    assert images.train_labels.dtype == torch.int64
-    assert images.test_labels.tolist() == list(range(10))
+    assert images.train_inputs.shape == (20, 1, 28, 28)
+    assert images.test_inputs.shape == (10, 1, 28, 28)
+    assert images.train_inputs.dtype == torch.float32
+    assert images.train_targets.dtype == torch.int64
+    assert images.test_targets.tolist() == list(range(10))
 
 
 @pytest.mark.parametrize("damage", ["truncated", "one byte", "empty"])
@@ -118,7 +118,7 @@ def test_a_corrupt_file_is_an_error_that_names_it(data_dir: Path, damage: str):
     path.write_bytes(content[:-1] if damage == "truncated" else content * (damage != "empty"))
     for name in ("auto", "mnist"):  # a damaged file is no reason to take other data
         with pytest.raises(mnist.CorruptFile, match="t10k-images-idx3-ubyte is corrupt") as error:
-            _ = DigitData(name, data_dir).images
+            _ = DigitData(name, data_dir).examples
         assert str(path) in str(error.value)
 
 
@@ -131,11 +131,11 @@ def test_missing_files_are_downloaded_once(monkeypatch, capfd, files, serve: Ser
 
     monkeypatch.setattr(MNIST, "mirrors", [serve(answer)])
     data = DigitData("auto", tmp_path)
-    assert data.images.name == "mnist"
-    assert len(data.images.train_labels) == 20
+    assert data.examples.name == "mnist"
+    assert len(data.examples.train_targets) == 20
     assert capfd.readouterr() == ("", "")
     asked.clear()
-    assert len(DigitData("mnist", tmp_path).images.train_labels) == 20
+    assert len(DigitData("mnist", tmp_path).examples.train_targets) == 20
     assert not asked
 
 
@@ -144,13 +144,13 @@ def test_a_dead_mirror_does_not_hide_a_live_one(
 ):
     live = serve(lambda name: gzip.compress(files[name.removesuffix(".gz")], mtime=0))
     monkeypatch.setattr(MNIST, "mirrors", [nothing_there, live])
-    assert DigitData("mnist", tmp_path).images.name == "mnist"
+    assert DigitData("mnist", tmp_path).examples.name == "mnist"
 
 
 def test_a_mirror_that_serves_something_else_is_no_mnist(monkeypatch, files, serve, tmp_path):
     monkeypatch.setattr(MNIST, "mirrors", [serve(lambda name: b"<html>log in first</html>")])
     with pytest.raises(mnist.Unavailable, match="corrupted"):
-        _ = DigitData("mnist", tmp_path).images
+        _ = DigitData("mnist", tmp_path).examples
 
 
 @pytest.mark.parametrize("answer", ["nothing there", "not found", "silence"])
@@ -168,14 +168,14 @@ def test_without_mnist_one_line_says_so_and_the_digits_are_used(
     monkeypatch.setattr(mnist, "REACH_SECONDS", 0.3)
     began = time.monotonic()
     data = DigitData("auto", tmp_path / "absent")
-    assert data.images.name == "digits"
+    assert data.examples.name == "digits"
     assert time.monotonic() - began < 5
     (line,) = capfd.readouterr().err.splitlines()
     assert f"MNIST is not under {tmp_path / 'absent'} and cannot be downloaded" in line
     assert "--data-dir" in line
     assert any(part in line for part in reason.split("|"))
     with pytest.raises(mnist.Unavailable, match="--data-dir"):
-        _ = DigitData("mnist", tmp_path / "absent").images
+        _ = DigitData("mnist", tmp_path / "absent").examples
     silent.close()
 
 
@@ -185,7 +185,7 @@ def test_a_name_lookup_that_hangs_does_not_hang_the_run(monkeypatch, files, tmp_
     monkeypatch.setattr(mnist, "REACH_SECONDS", 0.2)
     began = time.monotonic()
     with pytest.raises(mnist.Unavailable, match=r"no answer from .* in 0.2 s"):
-        _ = DigitData("mnist", tmp_path).images
+        _ = DigitData("mnist", tmp_path).examples
     assert time.monotonic() - began < 2
 
 
@@ -206,15 +206,15 @@ def test_a_transfer_that_stalls_is_given_up(monkeypatch, files, tmp_path: Path):
         monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{server.getsockname()[1]}/"])
         monkeypatch.setattr(mnist, "STALL_SECONDS", 0.3)
         with pytest.raises(mnist.Unavailable, match="timed out"):
-            _ = DigitData("mnist", tmp_path).images
+            _ = DigitData("mnist", tmp_path).examples
         assert socket.getdefaulttimeout() is None
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real MNIST is not beside the repository")
 def test_the_real_mnist():
     images = load_mnist(REAL)
-    assert images.train_images.shape == (60_000, 1, 28, 28)
-    assert images.test_images.shape == (10_000, 1, 28, 28)
-    assert images.train_labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
-    torch.testing.assert_close(images.train_images.mean(), torch.tensor(0.0), atol=1e-4, rtol=0)
-    torch.testing.assert_close(images.train_images.std(), torch.tensor(1.0), atol=1e-4, rtol=0)
+    assert images.train_inputs.shape == (60_000, 1, 28, 28)
+    assert images.test_inputs.shape == (10_000, 1, 28, 28)
+    assert images.train_targets[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
+    torch.testing.assert_close(images.train_inputs.mean(), torch.tensor(0.0), atol=1e-4, rtol=0)
+    torch.testing.assert_close(images.train_inputs.std(), torch.tensor(1.0), atol=1e-4, rtol=0)

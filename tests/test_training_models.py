@@ -2,14 +2,24 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
-from training.models import MODELS, build
+from training.models import MODELS, Network, build
 
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28)])
 def test_ten_logits_an_image(name: str, shape: tuple[int, int, int]):
-    assert build(name, shape)(torch.randn(3, *shape)).shape == (3, 10)
+    network, images = build(name, shape), torch.randn(3, *shape)
+    assert network(images).shape == (3, 10)
+    assert network.trunk(images).shape == (3, network.last.in_features)
+
+
+def test_accuracy_is_the_share_that_is_right():
+    network = Network(nn.Identity(), nn.Linear(2, 2, bias=False))
+    nn.init.eye_(network.last.weight)
+    features = torch.eye(2)[torch.tensor([0, 1, 1, 0])]
+    assert network.accuracy(features, torch.tensor([0, 1, 1, 1])) == 0.75
 
 
 @pytest.mark.parametrize("name", MODELS)

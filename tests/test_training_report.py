@@ -16,7 +16,7 @@ from rich.console import Console
 from training import figure, report, table
 from training.record import Record
 
-HEADS = ["builtin", "jacobian", "custom"]
+HEADS = ["builtin", "jacobian", "custom", "custom-fused"]
 
 
 def a_record(steps: int = 30) -> Record:
@@ -40,10 +40,17 @@ def a_record(steps: int = 30) -> Record:
 def a_report(record: Record | None = None) -> dict[str, Any]:
     metrics = {f"test_accuracy/{name}": 0.98765 for name in HEADS}
     metrics |= {f"test_loss/{name}": 0.04 for name in HEADS}
-    costs = {n: {"loss_us": 50.0, "loss_peak_bytes": 1e4, "peak_bytes": 2e7} for n in HEADS}
+    costs = {n: {"head_us": 50.0, "head_peak_bytes": 1e4, "peak_bytes": 2e7} for n in HEADS}
     settings = {"data": "mnist", "model": "cnn", "batch_size": 128, "seed": 0, "precision": "32"}
+    settings["unit"] = "images"
     return report.build(
-        record or a_record(), metrics, costs, ["0.weight", "0.bias"], settings, torch.device("cpu")
+        record or a_record(),
+        metrics,
+        costs,
+        ["0.weight", "0.bias"],
+        settings,
+        128,
+        torch.device("cpu"),
     )
 
 
@@ -52,6 +59,7 @@ def test_the_numbers():
     assert built["steps"] == 30
     custom = built["heads"]["custom"]
     assert custom["step_ms"] == pytest.approx(12)  # no warm-up step among them
+    assert custom["per_second"] == pytest.approx(128 / 12e-3)
     assert custom["final_loss"] == built["series"]["loss"]["custom"][-1]
     differences = built["differences"]["custom"]
     assert differences["own_path"]["loss"] == pytest.approx(2e-7)

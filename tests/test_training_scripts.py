@@ -185,13 +185,42 @@ def test_compare_leaves_its_report(call: Callable[..., None], capsys, tmp_path: 
     call("compare", *DIGITS, "--max-steps", 12, "--logger", logger, "--out", tmp_path)
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["steps"] == 12
-    assert list(report["heads"]) == ["builtin", "jacobian", "custom"]
+    assert list(report["heads"]) == ["builtin", "jacobian", "custom", "custom-fused"]
     assert report["settings"]["data"] == "digits"
     assert (tmp_path / "report.png").stat().st_size > 10_000
     assert list((tmp_path / "logs").rglob("metrics.csv" if logger == "csv" else "events.*"))
     printed = capsys.readouterr().out
     assert "test accuracy" in printed
     assert max(map(len, printed.splitlines()[:-1])) <= 80
+
+
+LM = ("--vocabulary", 4096, "--width", 32, "--context", 64, "--accelerator", "cpu")
+
+
+def test_train_lm_leaves_its_report(call: Callable[..., None], capsys, tmp_path: Path):
+    call("train_lm", *LM, "--max-steps", 12, "--no-progress", "--out", tmp_path)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["steps"] == 12
+    builtin, fused = report["heads"].values()
+    assert list(report["heads"]) == ["builtin", "custom-fused"]
+    assert report["settings"]["vocabulary"] == 4096
+    assert builtin["final_loss"] == pytest.approx(fused["final_loss"], rel=1e-5)
+    assert builtin["final_loss"] < report["series"]["loss"]["builtin"][0] - 0.5
+    logits = 8 * 64 * 4096 * 4
+    assert builtin["peak_bytes"] > 2 * logits
+    assert max(report["differences"]["custom-fused"]["same_weights"]["gradients"]) < 1e-6
+    assert (tmp_path / "report.png").stat().st_size > 10_000
+    printed = capsys.readouterr().out
+    assert "tokens a second" in printed
+    assert max(map(len, printed.splitlines()[:-1])) <= 80
+
+
+def test_train_lm_goes_on_where_it_stopped(call: Callable[..., None], tmp_path: Path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    call("train_lm", *LM, "--max-steps", 6, "--no-progress", "--out", whole)
+    call("train_lm", *LM, "--max-steps", 3, "--no-progress", "--out", parts)
+    call("train_lm", "--resume", "--max-steps", 6, "--no-progress", "--out", parts)
+    assert same_weights(whole, parts)
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64"])
@@ -205,8 +234,9 @@ def test_other_precisions(call: Callable[..., None], tmp_path: Path, precision: 
         assert difference["same_weights"]["loss"] <= 1e-6
 
 
-def test_two_processes_train_one_model(tmp_path: Path):
-    settings = (*DIGITS, "--model", "linear", "--epochs", 2, "--devices", 2)
+@pytest.mark.parametrize("head", ["custom", "custom-fused"])
+def test_two_processes_train_one_model(tmp_path: Path, head: str):
+    settings = (*DIGITS, "--model", "linear", "--epochs", 2, "--devices", 2, "--head", head)
     ended = run("train", *settings, "--out", tmp_path)
     assert ended.returncode == 0, ended.stderr
     result = json.loads((tmp_path / "result.json").read_text())
@@ -222,6 +252,9 @@ def test_two_processes_train_one_model(tmp_path: Path):
         ("compare", ("--precision", "16-mixed", "--accelerator", "cpu"), "16-mixed needs CUDA"),
         ("train", ("--devices", 5000, "--accelerator", "cpu"), "--devices 5000: this machine has"),
         ("train", ("--batch-size", 0), "expected a whole number from 1, got 0"),
+        ("train_lm", ("--devices", 2), "--devices 2: the comparison runs on one device"),
+        ("train_lm", ("--vocabulary", 255), "expected a whole number from 256 to 131072, got 255"),
+        ("train_lm", ("--width", 48), "--width: expected a multiple of 32, got 48"),
     ],
 )
 def test_what_cannot_be_is_one_line(
@@ -268,12 +301,13 @@ def test_auto_without_mnist_is_one_line_and_the_digits(tmp_path: Path):
     assert "linear on digits: 3 steps" in ended.stdout
 
 
-def test_help_is_there_without_lightning(tmp_path: Path):
+@pytest.mark.parametrize("script", ["compare", "train_lm"])
+def test_help_is_there_without_lightning(tmp_path: Path, script: str):
     shadow = tmp_path / "pytorch_lightning.py"
     shadow.write_text("raise RuntimeError")
     environment = {**ENVIRONMENT, "PYTHONPATH": str(tmp_path)}
     helped = subprocess.run(
-        command("compare", "--help"), env=environment, capture_output=True, text=True, timeout=60
+        command(script, "--help"), env=environment, capture_output=True, text=True, timeout=60
     )
     assert helped.returncode == 0
     assert "--resume" in helped.stdout

@@ -1,5 +1,5 @@
-"""Training with Lightning: the data, one classifier, and the comparison of the heads.
+"""Training with Lightning: the data, the networks, and the comparison of the heads.
 
-Nothing here is needed to use `custom_ops`. The command lines are `scripts/train.py` and
-`scripts/compare.py`.
+Nothing here is needed to use `custom_ops`. The command lines are `scripts/train.py`,
+`scripts/compare.py` and `scripts/train_lm.py`.
 """

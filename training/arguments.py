@@ -1,4 +1,4 @@
-"""The arguments that both command lines share, and how a resumed run finds its own again.
+"""The arguments that the command lines share, and how a resumed run finds its own again.
 
 Nothing heavy is imported here: `--help` and a mistyped flag answer at once.
 """
@@ -15,7 +15,7 @@ from typing import NoReturn
 #: The names are spelled out because importing where they are defined imports torch.
 DATA = ("auto", "mnist", "digits")
 MODELS = ("cnn", "mlp", "linear")
-HEADS = ("custom", "jacobian", "builtin")
+HEADS = ("custom", "custom-fused", "jacobian", "builtin")
 
 #: Flag to Lightning's name.
 PRECISIONS = {
@@ -26,7 +26,10 @@ PRECISIONS = {
 }
 
 #: What makes a run the run it is: it cannot change when the run is resumed.
-_FIXED = ("head", "data", "model", "batch_size", "lr", "seed", "precision", "devices")
+_FIXED = (
+    *("head", "data", "model", "vocabulary", "context", "width"),
+    *("batch_size", "lr", "seed", "precision", "devices"),
+)
 
 _SETTINGS = "settings.json"
 
@@ -39,38 +42,29 @@ class Parser(argparse.ArgumentParser):
         out: the default run folder.
     """
 
+    #: How many epochs are the default, in words.
+    epochs = "1 for MNIST, 30 for the digits"
+
     def __init__(self, description: str, out: str) -> None:
         super().__init__(description=description, allow_abbrev=False)
-        data = self.add_argument_group("data and model")
-        data.add_argument(
-            "--data",
-            choices=DATA,
-            default="auto",
-            help="MNIST, scikit-learn's digits (no network), or auto: MNIST where it is found or "
-            "can be downloaded, else the digits (default: %(default)s)",
-        )
-        data.add_argument(
-            "--data-dir",
-            type=Path,
-            default=Path("data"),
-            metavar="DIR",
-            help="folder that holds, or shall hold, MNIST/raw (default: %(default)s)",
-        )
-        data.add_argument("--model", choices=MODELS, default="cnn", help="(default: %(default)s)")
+        self.add_data_and_model(self.add_argument_group("data and model"))
 
         training = self.add_argument_group("training")
         training.add_argument(
             "--epochs",
-            type=_whole(1),
+            type=whole(1),
             metavar="N",
-            help="passes over the data (default: 1 for MNIST, 30 for the digits)",
+            help=f"passes over the data (default: {self.epochs})",
         )
         training.add_argument(
-            "--max-steps", type=_whole(1), metavar="N", help="stop after N batches, if sooner"
+            "--max-steps",
+            type=whole(1),
+            metavar="N",
+            help="stop after N batches, if sooner (default: %(default)s)",
         )
         training.add_argument(
             "--batch-size",
-            type=_whole(1),
+            type=whole(1),
             default=128,
             metavar="N",
             help="examples a step and device (default: %(default)s)",
@@ -84,7 +78,7 @@ class Parser(argparse.ArgumentParser):
         )
         training.add_argument(
             "--seed",
-            type=_whole(0),
+            type=whole(0),
             default=0,
             metavar="N",
             help="of the weights and the order of batches (default: %(default)s)",
@@ -102,7 +96,7 @@ class Parser(argparse.ArgumentParser):
             help="(default: %(default)s: CUDA where there is any)",
         )
         training.add_argument(
-            "--devices", type=_whole(1), default=1, metavar="N", help="(default: %(default)s)"
+            "--devices", type=whole(1), default=1, metavar="N", help="(default: %(default)s)"
         )
 
         run = self.add_argument_group("run folder")
@@ -122,7 +116,7 @@ class Parser(argparse.ArgumentParser):
         )
         run.add_argument(
             "--checkpoint-every",
-            type=_whole(1),
+            type=whole(1),
             default=100,
             metavar="N",
             help="steps between two checkpoints (default: %(default)s)",
@@ -134,6 +128,24 @@ class Parser(argparse.ArgumentParser):
             help="(default: %(default)s)",
         )
         run.add_argument("--no-progress", action="store_true", help="no progress bar")
+
+    def add_data_and_model(self, group: argparse._ArgumentGroup) -> None:
+        """Add what is trained on what: here images and the networks for them."""
+        group.add_argument(
+            "--data",
+            choices=DATA,
+            default="auto",
+            help="MNIST, scikit-learn's digits (no network), or auto: MNIST where it is found or "
+            "can be downloaded, else the digits (default: %(default)s)",
+        )
+        group.add_argument(
+            "--data-dir",
+            type=Path,
+            default=Path("data"),
+            metavar="DIR",
+            help="folder that holds, or shall hold, MNIST/raw (default: %(default)s)",
+        )
+        group.add_argument("--model", choices=MODELS, default="cnn", help="(default: %(default)s)")
 
     def error(self, message: str) -> NoReturn:
         """End the process with one line; argparse would print the usage before it."""
@@ -166,6 +178,16 @@ class Parser(argparse.ArgumentParser):
                 )
         return resumed
 
+    def parse_for_comparison(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
+        """Do as `parse` does, for a run on one device."""
+        arguments = self.parse(argv)
+        if arguments.devices > 1:
+            self.error(
+                f"--devices {arguments.devices}: the comparison runs on one device, so that a "
+                "step's time and differences are one process's"
+            )
+        return arguments
+
 
 def save_settings(arguments: argparse.Namespace) -> None:
     """Write the run's settings into its folder, for `--resume`."""
@@ -185,14 +207,17 @@ def checkpoint_path(out: Path) -> Path:
     return out / "last.ckpt"
 
 
-def _whole(least: int) -> Callable[[str], int]:
+def whole(least: int, most: int = 2**32 - 1) -> Callable[[str], int]:
+    """Return the type of an argument that is a whole number from `least` to `most`."""
+
     def parse(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = least - 1
-        if not least <= value < 2**32:
-            raise argparse.ArgumentTypeError(f"expected a whole number from {least}, got {text}")
+        if not least <= value <= most:
+            range = f"{least} to {most}" if most < 2**32 - 1 else f"{least}"
+            raise argparse.ArgumentTypeError(f"expected a whole number from {range}, got {text}")
         return value
 
     return parse

@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 class Batches:
-    """Batches (images, labels), epoch after epoch; batch number k is a function of the seed and k.
+    """Batches (inputs, targets), epoch after epoch; batch number k is a function of the seed and k.
 
     Lightning keeps `state_dict()` in its checkpoints: k is all that it takes to go on in the middle
     of an epoch as if nothing had happened. With several processes each takes every `world_size`-th
     example of the same order; the few that do not divide evenly wait for another epoch's order.
 
     Args:
-        images: (N, ...) and labels: (N,).
+        inputs, targets: (N, ...) each.
         batch_size: examples a batch and process; an epoch's last batch may have fewer.
         seed: of the shuffling; None keeps the order of the data.
         rank, world_size: this process among all.
@@ -24,16 +24,16 @@ class Batches:
 
     def __init__(
         self,
-        images: Tensor,
-        labels: Tensor,
+        inputs: Tensor,
+        targets: Tensor,
         batch_size: int,
         *,
         seed: int | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.images = images
-        self.labels = labels
+        self.inputs = inputs
+        self.targets = targets
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
@@ -42,17 +42,17 @@ class Batches:
 
     def __len__(self) -> int:
         """Batches an epoch."""
-        return -(-(len(self.labels) // self.world_size) // self.batch_size)
+        return -(-(len(self.targets) // self.world_size) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the rest of the epoch at hand: all of it, but after an interruption."""
         epoch, position = divmod(self.served, len(self))
         for index in self._order(epoch).split(self.batch_size)[position:]:
             self.served += 1
-            yield self.images[index], self.labels[index]
+            yield self.inputs[index], self.targets[index]
 
     def _order(self, epoch: int) -> Tensor:
-        examples = len(self.labels)
+        examples = len(self.targets)
         if self.seed is None:
             order = torch.arange(examples)
         else:

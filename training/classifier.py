@@ -17,8 +17,7 @@ class Classifier(LightningModule):
 
     Args:
         model: a name of `training.models.MODELS`.
-        head: a name of `training.heads.HEADS`; it has no weights, so that a seed determines the
-            initial weights whatever the head.
+        head: a name of `training.heads.HEADS`.
         image_shape: (C, H, W).
         lr: the learning rate of the first step.
     """
@@ -33,7 +32,7 @@ class Classifier(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.model = build(model, image_shape)
-        self.loss = heads.head(head)
+        self.head = heads.head(head)
         self.lr = lr
 
     def forward(self, images: Tensor) -> Tensor:
@@ -43,17 +42,17 @@ class Classifier(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the mean loss of the batch."""
         images, labels = batch
-        loss = self.loss(self(images), labels)
+        loss = self.head(self.model.trunk(images), self.model.last, labels)
         self.log("loss", loss, prog_bar=True, batch_size=len(labels))
         return loss
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Log the accuracy and the mean loss; each example counts once in either."""
         images, labels = batch
-        logits = self(images)
+        features = self.model.trunk(images)
         metrics = {
-            "test_accuracy": (logits.argmax(-1) == labels).float().mean(),
-            "test_loss": self.loss(logits, labels),
+            "test_accuracy": self.model.accuracy(features, labels),
+            "test_loss": self.head(features, self.model.last, labels),
         }
         self.log_dict(metrics, batch_size=len(labels), sync_dist=True)
 

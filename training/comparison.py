@@ -8,9 +8,9 @@ built-in parts as far from its own exact answer: taking `F.cross_entropy` of the
 rounded once, for a head, the largest difference of a gradient in an epoch on MNIST was 1.0e-1,
 where the heads written by hand had 5.7e-2 and 5.8e-2.
 
-*At the same weights*: at every `PROBE_EVERY`-th step all heads are given the built-in's logits and
-each sends its gradient back through the built-in's network. Nothing can be amplified: this is the
-difference that the head itself makes.
+*At the same weights*: at every `PROBE_EVERY`-th step all heads are given the features and the last
+layer of the built-in's network, and each sends its gradient back through that network. Nothing can
+be amplified: this is the difference that the head itself makes.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from torch.optim import Optimizer
 from training import heads
 from training.lightning import LightningModule
 from training.measurement import timed
-from training.models import build
-from training.optimizer import LEARNING_RATE, make_optimizer
+from training.models import Network
+from training.optimizer import MakeOptimizer
 from training.record import Record
 
 PROBE_EVERY = 10
@@ -38,28 +38,25 @@ class Comparison(LightningModule):
     """A copy of one network for each head, trained side by side with manual optimization.
 
     Args:
-        model: a name of `training.models.MODELS`.
-        image_shape: (C, H, W).
+        network: what each head gets a copy of.
+        make_optimizer: from parameters to an optimizer and its schedule.
         names: of the heads; the others are compared with the first.
-        lr: the learning rate of the first step.
     """
 
     def __init__(
         self,
-        model: str,
-        image_shape: tuple[int, int, int],
+        network: Network,
+        make_optimizer: MakeOptimizer,
         names: Sequence[str] = tuple(heads.HEADS),
-        lr: float = LEARNING_RATE,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.names = list(names)
-        first = build(model, image_shape)
-        self.models = nn.ModuleDict({name: copy.deepcopy(first) for name in names})
-        self.losses = {name: heads.head(name) for name in names}
-        self.lr = lr
+        self.networks = nn.ModuleDict({name: copy.deepcopy(network) for name in names})
+        self.heads = {name: heads.head(name) for name in names}
+        self.make_optimizer = make_optimizer
         self.record = Record(self.names)
-        self.parameter_names = [name for name, _ in first.named_parameters()]
+        self.parameter_names = [name for name, _ in network.named_parameters()]
         self._scalers: dict[str, torch.amp.GradScaler] = {}
 
     # The steps
@@ -78,14 +75,18 @@ class Comparison(LightningModule):
             schedule.step()
         self._compare_gradients()
         losses = {f"loss/{name}": self.record.loss[name][-1] for name in self.names}
-        self.log_dict(losses, batch_size=len(batch[1]))
+        self.log_dict(losses, batch_size=len(batch[0]))
         self.log("loss", self.record.loss[self.names[0]][-1], prog_bar=True, logger=False)
 
-    def _step(self, name: str, images: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, name: str, network: Network, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss that the head called `name` gives the network."""
+        return self.heads[name](network.trunk(inputs), network.last, targets)
+
+    def _step(self, name: str, inputs: Tensor, targets: Tensor) -> Tensor:
         """Forward, backward and optimizer; return the loss."""
         optimizer, scaler = self._optimizer(name), self._scalers[name]
         optimizer.zero_grad()
-        loss = self.losses[name](self.models[name](images), labels)
+        loss = self.loss(name, self._network(name), inputs, targets)
         with torch.autocast(self.device.type, enabled=False):  # on since before this step
             scaler.scale(loss).backward()
             scaler.unscale_(optimizer)
@@ -94,24 +95,25 @@ class Comparison(LightningModule):
         return loss.detach()
 
     def _compare_gradients(self) -> None:
-        first, *others = (_gradients(self.models[name]) for name in self.names)
+        first, *others = (_gradients(self._network(name)) for name in self.names)
         self.record.gradient_size.append(_largest(first))
         for name, gradients in zip(self.names[1:], others, strict=True):
             differences = [p - q for p, q in zip(gradients, first, strict=True)]
             self.record.gradient_difference[name].append(_largest(differences))
 
-    def _probe(self, images: Tensor, labels: Tensor) -> None:
-        """Give every head the same logits, and compare the losses and all gradients."""
+    def _probe(self, inputs: Tensor, targets: Tensor) -> None:
+        """Give every head the same features and layer, and compare the losses and all gradients."""
         first, *others = self.names
-        parameters = list(self.models[first].parameters())
-        logits = self.models[first](images)
+        network = self._network(first)
+        parameters = list(network.parameters())
+        features = network.trunk(inputs)
         scale = self._scalers[first].get_scale()
         losses, gradients = {}, {}
-        with torch.autocast(self.device.type, enabled=False):
-            for name in self.names:
-                losses[name] = self.losses[name](logits, labels)
+        for name in self.names:
+            losses[name] = self.heads[name](features, network.last, targets)
+            with torch.autocast(self.device.type, enabled=False):
                 scaled = torch.autograd.grad(losses[name] * scale, parameters, retain_graph=True)
-                gradients[name] = [gradient / scale for gradient in scaled]
+            gradients[name] = [gradient / scale for gradient in scaled]
         if torch.is_autocast_enabled(self.device.type):
             torch.clear_autocast_cache()  # the first head must cast its weights as the others do
         self.record.probes.append(self.record.steps)
@@ -123,51 +125,69 @@ class Comparison(LightningModule):
 
     # For what cannot be measured while training
 
-    def step_on_a_copy(self, name: str, images: Tensor, labels: Tensor) -> Callable[[], Tensor]:
+    def step_on_a_copy(self, name: str, inputs: Tensor, targets: Tensor) -> Callable[[], Tensor]:
         """Return a function that takes training steps of `name` and leaves this module alone."""
-        model, loss = copy.deepcopy(self.models[name]).to(images.device), self.losses[name]
-        optimizer, _ = make_optimizer(model.parameters(), self.lr)
+        network = self._copy(name, inputs.device)
+        optimizer, _ = self.make_optimizer(network.parameters())
 
         def step() -> Tensor:
-            optimizer.zero_grad()
             with self.trainer.precision_plugin.train_step_context():
-                result = loss(model(images), labels)
-            result.backward()
+                loss = self.loss(name, network, inputs, targets)
+            loss.backward()
             optimizer.step()
-            return result.detach()
+            optimizer.zero_grad()  # so that the next step's peak has the gradients in it
+            return loss.detach()
 
         return step
 
-    def loss_alone(self, name: str, images: Tensor, labels: Tensor) -> Callable[[], Tensor]:
-        """Return a function that computes the loss of given logits and its gradient."""
-        model = copy.deepcopy(self.models[name]).to(images.device)
-        with torch.no_grad(), self.trainer.precision_plugin.train_step_context():
-            logits = model(images)
-        logits.requires_grad_()
+    def head_alone(
+        self, name: str, inputs: Tensor, targets: Tensor
+    ) -> Callable[[], tuple[Tensor, ...]]:
+        """Return a function from given features to the loss and its gradients.
 
-        def gradient() -> Tensor:
-            return torch.autograd.grad(self.losses[name](logits, labels), logits)[0]
+        They are those of the features and of the last layer's parameters: what the last layer and
+        its loss cost together, as a head that is one piece has no cost of the loss alone.
+        """
+        network = self._copy(name, inputs.device)
+        last, context = network.last, self.trainer.precision_plugin.train_step_context
+        with torch.no_grad(), context():
+            features = network.trunk(inputs)
+        features.requires_grad_()
 
-        return gradient
+        def gradients() -> tuple[Tensor, ...]:
+            with context():
+                loss = self.heads[name](features, last, targets)
+            return torch.autograd.grad(loss, (features, *last.parameters()))
+
+        return gradients
+
+    def _copy(self, name: str, device: torch.device) -> Network:
+        return copy.deepcopy(self._network(name)).to(device)
+
+    def _network(self, name: str) -> Network:
+        network = self.networks[name]
+        assert isinstance(network, Network)
+        return network
 
     # The test
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Log each head's accuracy and mean loss."""
-        images, labels = batch
+        inputs, targets = batch
         for name in self.names:
-            logits = self.models[name](images)
+            network = self._network(name)
+            features = network.trunk(inputs)
             metrics = {
-                f"test_accuracy/{name}": (logits.argmax(-1) == labels).float().mean(),
-                f"test_loss/{name}": self.losses[name](logits, labels),
+                f"test_accuracy/{name}": network.accuracy(features, targets),
+                f"test_loss/{name}": self.heads[name](features, network.last, targets),
             }
-            self.log_dict(metrics, batch_size=len(labels))
+            self.log_dict(metrics, batch_size=len(inputs))
 
     # Optimizers and checkpoints
 
     def configure_optimizers(self) -> Any:
         """Return an optimizer and a schedule per head, in the order of the names."""
-        pairs = [make_optimizer(self.models[name].parameters(), self.lr) for name in self.names]
+        pairs = [self.make_optimizer(self.networks[name].parameters()) for name in self.names]
         optimizers, schedules = zip(*pairs, strict=True)
         return list(optimizers), list(schedules)
 
@@ -200,8 +220,8 @@ class Comparison(LightningModule):
             self._scalers[name].load_state_dict(state)
 
 
-def _gradients(model: nn.Module) -> list[Tensor]:
-    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+def _gradients(network: nn.Module) -> list[Tensor]:
+    return [p.grad for p in network.parameters() if p.grad is not None]
 
 
 def _largest(tensors: Sequence[Tensor]) -> list[float]:

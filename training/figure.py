@@ -1,4 +1,4 @@
-"""The comparison's report as one picture: same losses, how nearly the same, and the time."""
+"""The comparison's report as one picture: same losses, how nearly the same, time and memory."""
 
 from __future__ import annotations
 
@@ -8,24 +8,34 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from training.report import duration, size
+
 # Okabe and Ito's palette: told apart with every kind of colour vision. The line styles repeat what
 # the colours say.
-_COLOURS = ("#000000", "#E69F00", "#0072B2")
-_STYLES = ("-", "--", ":")
+_COLOURS = {
+    "builtin": "#BBBBBB",
+    "jacobian": "#E69F00",
+    "custom": "#0072B2",
+    "custom-fused": "#009E73",
+}
+_STYLES = {"builtin": "-", "jacobian": "--", "custom": ":", "custom-fused": "-."}
+_WIDTHS = {"builtin": 4.0, "jacobian": 2.2, "custom": 1.6, "custom-fused": 1.0}
+_MARKERS = {"jacobian": "o", "custom": "x", "custom-fused": "+"}
 
 
 def save(report: dict[str, Any], path: Path) -> None:
     """Draw the report into a PNG."""
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
-    losses, differences, times = figure.subplots(1, 3, width_ratios=(1, 1.15, 0.8))
+    figure = Figure(figsize=(13, 8), layout="constrained")
+    (losses, differences), (times, memory) = figure.subplots(2, 2, height_ratios=(1.3, 1))
     _draw_losses(losses, report)
     _draw_differences(differences, report)
     _draw_times(times, report)
+    _draw_memory(memory, report)
     settings = report["settings"]
     figure.suptitle(
         f"{settings['model']} on {settings['data']}, batches of {settings['batch_size']}, "
         f"precision {settings['precision']}, {report['environment']['device']}: "
-        "the same weights, the same batches, three losses",
+        f"the same weights, the same batches, {len(report['heads'])} heads",
         fontsize=11,
     )
     part = path.with_name(path.name + ".part")
@@ -34,36 +44,40 @@ def save(report: dict[str, Any], path: Path) -> None:
 
 
 def _draw_losses(axes: Axes, report: dict[str, Any]) -> None:
-    # Widest line first, so that those on top of it leave it visible.
-    widths = (4.0, 2.2, 1.6)
-    for (name, loss), colour, style, width in zip(
-        report["series"]["loss"].items(), ("#BBBBBB", *_COLOURS[1:]), _STYLES, widths, strict=False
-    ):
-        accuracy = report["heads"][name]["test_accuracy"]
-        label = f"{name}: {100 * accuracy:.2f} % right"
-        axes.plot(_smooth(loss), color=colour, linestyle=style, linewidth=width, label=label)
+    for name, loss in report["series"]["loss"].items():
+        head = report["heads"][name]
+        axes.plot(
+            _smooth(loss),
+            color=_COLOURS[name],
+            linestyle=_STYLES[name],
+            linewidth=_WIDTHS[name],  # the widest first: those on top of it leave it visible
+            label=f"{name}: {100 * head['test_accuracy']:.2f} % right",
+        )
     axes.set(title="Loss", xlabel="step", ylabel="cross-entropy (nats), running mean")
     axes.set_yscale("log")
-    axes.legend(title="head: test images", fontsize=9, title_fontsize=9)
+    axes.legend(title="head: test set", fontsize=9, title_fontsize=9)
 
 
 def _draw_differences(axes: Axes, report: dict[str, Any]) -> None:
     series = report["series"]
     probes = series["same_weights"]["steps"]
     floor = 1e-12
-    for name, colour in zip(series["own_path"], _COLOURS[1:], strict=False):
+    for name in series["own_path"]:
         own = _largest_each(series["own_path"][name]["gradients"])
         same = _largest_each(series["same_weights"][name]["gradients"])
         axes.plot(
-            [max(x, floor) for x in own], color=colour, linewidth=0.8, label=f"{name}, own path"
+            [max(x, floor) for x in own],
+            color=_COLOURS[name],
+            linewidth=_WIDTHS[name] / 1.5,
+            label=f"{name}, own path",
         )
         axes.plot(
             probes,
             [max(x, floor) for x in same],
-            color=colour,
+            color=_COLOURS[name],
             linestyle="none",
-            marker="o" if colour == _COLOURS[1] else "x",
-            markersize=3.5,
+            marker=_MARKERS[name],
+            markersize=4,
             label=f"{name}, same weights",
         )
     axes.set_yscale("log")
@@ -74,18 +88,38 @@ def _draw_differences(axes: Axes, report: dict[str, Any]) -> None:
         xlabel="step",
         ylabel="largest |difference| (gradient's unit)",
     )
-    axes.legend(fontsize=8, ncols=2, loc="upper center")
+    axes.legend(fontsize=7.5, ncols=len(series["own_path"]), loc="upper center")
     axes.grid(axis="y", alpha=0.3)
 
 
 def _draw_times(axes: Axes, report: dict[str, Any]) -> None:
     heads = report["heads"]
-    times = [head["step_ms"] for head in heads.values()]
-    bars = axes.bar(list(heads), times, color=("#BBBBBB", *_COLOURS[1:]), width=0.6)
-    labels = [f"{h['step_ms']:.2f} ms\nloss {h['loss_us']:.0f} µs" for h in heads.values()]
+    _draw_bars(
+        axes,
+        {name: head["step_ms"] for name, head in heads.items()},
+        [
+            f"{duration(1e-3 * h['step_ms'])}\n{duration(1e-6 * h['head_us'])}"
+            for h in heads.values()
+        ],
+    )
+    axes.set(title="Time of a step; last layer and loss alone", ylabel="milliseconds (median)")
+
+
+def _draw_memory(axes: Axes, report: dict[str, Any]) -> None:
+    heads = report["heads"]
+    _draw_bars(
+        axes,
+        {name: head["peak_bytes"] / 2**20 for name, head in heads.items()},
+        [f"{size(h['peak_bytes'])}\n{size(h['head_peak_bytes'])}" for h in heads.values()],
+    )
+    axes.set(title="Peak memory of a step; last layer and loss alone", ylabel="MiB")
+
+
+def _draw_bars(axes: Axes, heights: dict[str, float], labels: list[str]) -> None:
+    colours = [_COLOURS[name] for name in heights]
+    bars = axes.bar(list(heights), list(heights.values()), color=colours, width=0.6)
     axes.bar_label(bars, labels, padding=3, fontsize=9)
-    axes.set_ylim(0, 1.25 * max(times))
-    axes.set(title="Time a step, and its loss alone", ylabel="milliseconds (median)")
+    axes.set_ylim(0, 1.3 * max(heights.values()))
 
 
 def _smooth(values: list[float | None]) -> list[float]:

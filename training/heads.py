@@ -1,4 +1,4 @@
-"""The losses that are compared, chosen by name: the built-in and the two written by hand."""
+"""The heads that are compared: the last layer and its loss, in two steps or in one piece."""
 
 from __future__ import annotations
 
@@ -6,34 +6,53 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import custom_ops
 from custom_ops import jacobian
 
-#: (logits (N, C), labels (N,)) to the mean loss, 0-d.
-Head = Callable[[Tensor, Tensor], Tensor]
-
-#: The first is the one that the others are compared with.
-HEADS: dict[str, Head] = {
-    "builtin": F.cross_entropy,  # torch's
-    "jacobian": jacobian.cross_entropy,  # the lesson: every factor built, then contracted
-    "custom": custom_ops.cross_entropy,  # J contracted, never built
-}
+#: (features (..., D), the last layer from D to C, labels (...)) to the mean loss, 0-d.
+Head = Callable[[Tensor, nn.Linear, Tensor], Tensor]
 
 
-def head(name: str) -> Head:
-    """Return the head called `name`; what it computes on is float32 or wider, autocast or not.
+def _two_steps(loss: Callable[[Tensor, Tensor], Tensor]) -> Head:
+    """The head that builds the logits and takes their `loss`, which is float32 or wider.
 
     Mixed precision leaves the logits in 16 bits. Autocast widens them for the built-in and knows
     nothing of the others; widening them here, for all, keeps the comparison one of equals.
     """
+
+    def head(features: Tensor, layer: nn.Linear, target: Tensor) -> Tensor:
+        logits = layer(features).flatten(0, -2)
+        return loss(logits.to(_widened(logits.dtype)), target.flatten())
+
+    return head
+
+
+def _one_piece(features: Tensor, layer: nn.Linear, target: Tensor) -> Tensor:
+    """The head without logits. Of those in 16 bits it takes the loss in float32, unconverted."""
+    dtype = _widened(features.dtype)
+    return custom_ops.linear_cross_entropy(features, layer.weight, target, layer.bias, dtype=dtype)
+
+
+def _widened(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+#: The first is the one that the others are compared with.
+HEADS: dict[str, Head] = {
+    "builtin": _two_steps(F.cross_entropy),  # torch's
+    "jacobian": _two_steps(jacobian.cross_entropy),  # the lesson: every factor built, contracted
+    "custom": _two_steps(custom_ops.cross_entropy),  # J contracted, never built
+    "custom-fused": _one_piece,  # nor the logits
+}
+
+
+def head(name: str) -> Head:
+    """Return the head called `name`.
+
+    None has weights of its own, so that a seed determines the initial weights whatever the head.
+    """
     if name not in HEADS:
         raise ValueError(f"head must be one of {', '.join(HEADS)}, got {name!r}")
-    loss = HEADS[name]
-
-    def widened(logits: Tensor, target: Tensor) -> Tensor:
-        narrow = logits.dtype in (torch.float16, torch.bfloat16)
-        return loss(logits.float() if narrow else logits, target)
-
-    return widened
+    return HEADS[name]

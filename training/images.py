@@ -1,27 +1,20 @@
-"""Images of handwritten digits as normalised tensors in memory: MNIST and scikit-learn's digits."""
+"""Images of handwritten digits as normalised tensors in memory: MNIST and scikit-learn's digits.
+
+Inputs are images (N, 1, H, W), float32 with mean 0 and deviation 1; targets are labels (N,), int64.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from training import mnist
+from training.examples import Examples
 
 
-class Images(NamedTuple):
-    """A training and a test set; images (N, 1, H, W) float32 normalised, labels (N,) int64."""
-
-    name: str
-    train_images: Tensor
-    train_labels: Tensor
-    test_images: Tensor
-    test_labels: Tensor
-
-
-def load_mnist(data_dir: Path) -> Images:
+def load_mnist(data_dir: Path) -> Examples:
     """Return the 60,000 + 10,000 MNIST images, (N, 1, 28, 28), downloaded to `data_dir` if absent.
 
     Raise `mnist.Unavailable` or `mnist.CorruptFile`.
@@ -29,7 +22,7 @@ def load_mnist(data_dir: Path) -> Images:
     mnist.ensure_present(data_dir)
     train_images, train_labels, test_images, test_labels = mnist.read(data_dir)
     scale = {"mean": 33.3184, "std": 78.5675}  # of the training pixels, 0 to 255
-    return Images(
+    return Examples(
         "mnist",
         _normalised(train_images, **scale),
         train_labels.long(),
@@ -38,7 +31,7 @@ def load_mnist(data_dir: Path) -> Images:
     )
 
 
-def load_digits() -> Images:
+def load_digits() -> Examples:
     """Return scikit-learn's 1,797 digits, (N, 1, 8, 8): 1,437 to train on and 360 to test on.
 
     The split is fixed and has every digit in proportion: it belongs to the data, not to a run's
@@ -52,7 +45,7 @@ def load_digits() -> Images:
         digits.images, digits.target, test_size=0.2, stratify=digits.target, random_state=0
     )
     scale = {"mean": 4.8842, "std": 6.0168}  # of the pixels, 0 to 16
-    return Images(
+    return Examples(
         "digits",
         _normalised(torch.from_numpy(train_images), **scale),
         torch.from_numpy(train_labels).long(),

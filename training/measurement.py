@@ -14,6 +14,8 @@ from typing import TypeVar
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+ENOUGH_SECONDS = 10.0
+
 Work = Callable[[], object]
 Result = TypeVar("Result")
 
@@ -21,14 +23,19 @@ Result = TypeVar("Result")
 def median_seconds(
     works: Mapping[str, Work], device: torch.device, rounds: int = 200
 ) -> dict[str, float]:
-    """Return the median time of each work, taken in turns so that a slow moment hits all alike."""
+    """Return the median time of each work, taken in turns so that a slow moment hits all alike.
+
+    Slow works get fewer rounds, as many as begin within `ENOUGH_SECONDS`.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in works}
-    for round in range(rounds + rounds // 10):
+    began = time.perf_counter()
+    for _ in range(rounds):
         for name, work in works.items():
-            elapsed = timed(work, device)[0]
-            if round >= rounds // 10:  # the first tenth warms up
-                seconds[name].append(elapsed)
-    return {name: median(values) for name, values in seconds.items()}
+            seconds[name].append(timed(work, device)[0])
+        if time.perf_counter() - began > ENOUGH_SECONDS:
+            break
+    # The first tenth, but for a single round, warms up.
+    return {name: median(v[-(-len(v) // 10) :] or v) for name, v in seconds.items()}
 
 
 def timed(work: Callable[[], Result], device: torch.device) -> tuple[float, Result]:

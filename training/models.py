@@ -4,9 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import nn
+from torch import Tensor, nn
 
 CLASSES = 10
+
+
+class Network(nn.Module):
+    """A network cut before its last layer, as a head takes the two.
+
+    Args:
+        trunk: from an input to features (..., D).
+        last: from features to logits (..., C).
+    """
+
+    def __init__(self, trunk: nn.Module, last: nn.Linear) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.last = last
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the logits."""
+        return self.last(self.trunk(inputs))
+
+    def accuracy(self, features: Tensor, target: Tensor) -> Tensor:
+        """Return the share of labels (...) with the largest logit, of features (..., D)."""
+        return (self.last(features).argmax(-1) == target).float().mean()
 
 
 def linear(channels: int, height: int, width: int) -> nn.Sequential:
@@ -50,12 +72,14 @@ MODELS: dict[str, Callable[[int, int, int], nn.Sequential]] = {
 }
 
 
-def build(name: str, image_shape: tuple[int, int, int]) -> nn.Sequential:
+def build(name: str, image_shape: tuple[int, int, int]) -> Network:
     """Return the model for images of `image_shape` (channels, H, W), freshly initialised.
 
-    >>> build("linear", (1, 8, 8))[1]
-    Linear(in_features=64, out_features=10, bias=True)
+    >>> build("mlp", (1, 8, 8)).last
+    Linear(in_features=128, out_features=10, bias=True)
     """
     if name not in MODELS:
         raise ValueError(f"model must be one of {', '.join(MODELS)}, got {name!r}")
-    return MODELS[name](*image_shape)
+    *trunk, last = MODELS[name](*image_shape)
+    assert isinstance(last, nn.Linear)
+    return Network(nn.Sequential(*trunk), last)

@@ -21,6 +21,7 @@ def build(
     costs: dict[str, dict[str, float]],
     parameter_names: list[str],
     settings: dict[str, Any],
+    targets: int,
     device: torch.device,
 ) -> dict[str, Any]:
     """Return the report, plain numbers and strings, as it is written to `report.json`.
@@ -31,6 +32,7 @@ def build(
         costs: per head, what was measured apart from the training: entries of the report.
         parameter_names: in the order of the record's gradients.
         settings: what the run was asked for.
+        targets: of a whole batch.
         device: where it ran.
     """
     heads = list(record.loss)
@@ -46,6 +48,7 @@ def build(
                 "test_loss": _number(metrics[f"test_loss/{name}"]),
                 "final_loss": _number(record.loss[name][-1]),
                 "step_ms": 1e3 * median(timed_steps(record, name)),
+                "per_second": targets / median(timed_steps(record, name)),
                 **costs[name],
             }
             for name in heads
@@ -74,6 +77,24 @@ def build(
             "starts": record.starts,
         },
     }
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words.
+
+    >>> duration(0.01234), duration(0.0001234)
+    ('12.34 ms', '123 µs')
+    """
+    return f"{1e3 * seconds:.2f} ms" if seconds >= 1e-3 else f"{1e6 * seconds:.0f} µs"
+
+
+def size(bytes: float) -> str:
+    """Return an amount of memory in words.
+
+    >>> size(3 << 20), size(1536)
+    ('3.00 MiB', '1.5 KiB')
+    """
+    return f"{bytes / 2**20:.2f} MiB" if bytes >= 2**20 else f"{bytes / 2**10:.1f} KiB"
 
 
 def timed_steps(record: Record, head: str) -> list[float]:

@@ -14,9 +14,8 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from training.arguments import PRECISIONS, checkpoint_path, save_settings
-from training.batches import Batches
 from training.checkpoint import AtomicCheckpointIO, StepLimit
-from training.data import DigitData
+from training.examples import ExampleData
 from training.lightning import (
     Callback,
     CSVLogger,
@@ -29,8 +28,7 @@ from training.lightning import (
     seed_everything,
 )
 
-DEFAULT_EPOCHS = {"mnist": 1, "digits": 30}
-
+Data = TypeVar("Data", bound=ExampleData)
 Module = TypeVar("Module", bound=LightningModule)
 
 
@@ -44,29 +42,29 @@ class Finished(Generic[Module]):
 
     module: Module
     trainer: Trainer
-    data: DigitData
+    data: ExampleData
     steps: int
     metrics: dict[str, float]
 
 
 def start(
     arguments: argparse.Namespace,
-    make_module: Callable[[tuple[int, int, int]], Module],
+    make_data: Callable[[argparse.Namespace], Data],
+    make_module: Callable[[Data], Module],
     result: str,
 ) -> Finished[Module] | None:
     """Train and test as the arguments say; return None if a resumed run has nothing left to do.
 
     Args:
-        arguments: of `training.arguments.Parser`; `data` and `epochs` are filled in.
-        make_module: from an image shape to the module, called with the seed set.
+        arguments: of `training.arguments.Parser`.
+        make_data: makes what to train and to test on; fills in what the arguments leave open.
+        make_module: makes the module from the data; called with the seed set.
         result: the JSON file that a finished run leaves in its folder; its entry `steps` tells
             how far it got.
     """
     accelerator = _accelerator(arguments)
-    data = DigitData(arguments.data, arguments.data_dir, arguments.batch_size, arguments.seed)
-    arguments.data = data.images.name
-    arguments.epochs = arguments.epochs or DEFAULT_EPOCHS[arguments.data]
-    steps_per_epoch = _steps_per_epoch(arguments, data)
+    data = make_data(arguments)
+    steps_per_epoch = data.batches(arguments.devices)
     steps = min(arguments.epochs * steps_per_epoch, arguments.max_steps or 2**62)
     if arguments.resume and _steps_done(arguments.out / result) >= steps:
         return None
@@ -75,7 +73,7 @@ def start(
     seed_everything(arguments.seed, verbose=False)
     # torch would fill what it allocates, in the timed steps.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    module = make_module(data.image_shape)
+    module = make_module(data)
     checkpoint = checkpoint_path(arguments.out)
     callbacks: list[Callback] = [StepLimit(checkpoint, arguments.checkpoint_every, steps)]
     if not arguments.no_progress:
@@ -135,11 +133,6 @@ def _accelerator(arguments: argparse.Namespace) -> str:
     if accelerator == "cpu" and arguments.precision == "16-mixed":
         raise Refused("--precision 16-mixed needs CUDA; bf16-mixed runs on the CPU as well")
     return accelerator
-
-
-def _steps_per_epoch(arguments: argparse.Namespace, data: DigitData) -> int:
-    images, labels = data.images.train_images, data.images.train_labels
-    return len(Batches(images, labels, arguments.batch_size, world_size=arguments.devices))
 
 
 def _steps_done(result: Path) -> int:

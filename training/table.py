@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from rich import box
@@ -9,14 +10,25 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from training.report import duration, size
+
 WIDTH = 80
+
+#: Parameters whose gradients are told apart here; of more the report has all.
+FEW = 12
 
 
 def show(report: dict[str, Any], console: Console | None = None) -> None:
     """Print the report."""
-    (console or Console(width=WIDTH, highlight=False)).print(
-        Group(_summary(report), Text(), _gradients(report), _reading(report))
-    )
+    (console or Console(width=WIDTH, highlight=False)).print(Group(*_parts(report)))
+
+
+def _parts(report: dict[str, Any]) -> Iterator[Table | Text]:
+    yield _summary(report)
+    if len(report["parameters"]) <= FEW:
+        yield Text()
+        yield _gradients(report)
+    yield _reading(report)
 
 
 def _summary(report: dict[str, Any]) -> Table:
@@ -30,7 +42,7 @@ def _summary(report: dict[str, Any]) -> Table:
         width=WIDTH,
         padding=(0, 1),
     )
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for name in heads:
         table.add_column(name, justify="right")
 
@@ -44,16 +56,17 @@ def _summary(report: dict[str, Any]) -> Table:
     row("test accuracy", "test_accuracy", lambda x: f"{100 * x:.2f} %")
     row("test loss", "test_loss", _plain)
     row("loss of the last step", "final_loss", _plain)
-    row("time a step, median", "step_ms", lambda x: f"{x:.2f} ms")
-    row("  loss and its gradient alone", "loss_us", lambda x: f"{x:.0f} µs")
-    row("peak memory of a step", "peak_bytes", lambda x: f"{x / 2**20:.2f} MiB")
-    row("  loss and its gradient alone", "loss_peak_bytes", lambda x: f"{x / 2**10:.1f} KiB")
+    row(f"{settings['unit']} a second", "per_second", lambda x: f"{x:.0f}")
+    row("time a step, median", "step_ms", lambda x: duration(1e-3 * x))
+    row("  layer and loss alone", "head_us", lambda x: duration(1e-6 * x))
+    row("peak memory of a step", "peak_bytes", size)
+    row("  layer and loss alone", "head_peak_bytes", size)
     table.add_section()
-    table.add_row(Text("largest difference from builtin", style="italic"))
+    table.add_row(Text("difference from builtin", style="italic"))
     difference("same weights: loss", "same_weights", lambda d: d["loss"])
-    difference("same weights: any gradient", "same_weights", lambda d: _largest(d["gradients"]))
+    difference("same weights: gradients", "same_weights", lambda d: _largest(d["gradients"]))
     difference("own path: loss", "own_path", lambda d: d["loss"])
-    difference("own path: any gradient", "own_path", lambda d: _largest(d["gradients"]))
+    difference("own path: gradients", "own_path", lambda d: _largest(d["gradients"]))
     return table
 
 
@@ -67,27 +80,25 @@ def _gradients(report: dict[str, Any]) -> Table:
         padding=(0, 1),
     )
     table.add_column("parameter")
-    table.add_column("its largest\nentry", justify="right")
+    table.add_column("largest entry", justify="right")
     for name in differences:
-        table.add_column(f"{name}\nsame weights", justify="right")
-    for name in differences:
-        table.add_column(f"{name}\nown path", justify="right")
-    for i, parameter in enumerate(report["parameters"]):
-        cells = [
-            _tiny(differences[name][where]["gradients"][i])
-            for where in ("same_weights", "own_path")
-            for name in differences
-        ]
-        table.add_row(parameter, _tiny(report["gradient_size"][i]), *cells)
+        table.add_column(name, justify="right")
+    for title, where in (("same weights", "same_weights"), ("own path", "own_path")):
+        table.add_section()
+        table.add_row(Text(title, style="italic"))
+        for i, parameter in enumerate(report["parameters"]):
+            cells = (_tiny(other[where]["gradients"][i]) for other in differences.values())
+            table.add_row(f"  {parameter}", _tiny(report["gradient_size"][i]), *cells)
     return table
 
 
 def _reading(report: dict[str, Any]) -> Text:
     probes = report["series"]["same_weights"]["steps"]
     return Text(
-        f"same weights: at {len(probes)} of the steps every head got builtin's logits and sent its "
-        "gradient through builtin's network: what the head itself changes. own path: each head "
-        "trains its own copy; training amplifies the rounding of its last bit.",
+        f"same weights: at {len(probes)} of the steps every head got builtin's features and last "
+        "layer, and sent its gradient through builtin's network: what the head itself changes. "
+        "own path: each head trains its own copy; training amplifies the rounding of its last bit. "
+        "layer and loss alone: the last layer and the loss, forward and backward.",
         style="dim",
     )
 
