@@ -1,0 +1,66 @@
+"""How much a program takes: a tile of rows × classes, all of it in registers.
+
+A tile holds whole rows where they fit. Longer rows come in chunks, a tile each: one kernel takes
+the sums of every chunk, and whoever needs a row's sums adds those of its chunks, in one order. So
+a few long rows fill a device as many rows do, nothing is looped over, and no atomic is needed.
+
+The choice depends on the classes and the dtype alone, never on the number of rows or on the device:
+a row's bits are the same in every batch. It is stated, not tuned: the first call is like any other.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+__all__ = ["Tiles", "ceil_div", "power_of_two", "tiles"]
+
+WHOLE = 16384  # the longest row in one tile, in float32: 32 numbers a thread in 16 warps
+CHUNK = 8192  # of a longer row
+SMALL = 2048  # short rows share a tile of this size
+SLICE = 32  # rows side by side in memory: a line of the cache in float32
+MAX_SLICE = 128
+PER_WARP = 1024  # 32 numbers a thread: enough loads in flight, and no register spilled
+
+
+class Tiles(NamedTuple):
+    """The tile of one program, and into how many of them a row's classes are cut."""
+
+    rows: int
+    classes: int
+    chunks: int
+
+    @property
+    def warps(self) -> int:
+        """How many warps work on a tile."""
+        return min(max(self.rows * self.classes // PER_WARP, 4), 16)
+
+    def programs(self, rows: int) -> int:
+        """How many tiles cover `rows` rows."""
+        return ceil_div(rows, self.rows) * self.chunks
+
+
+def tiles(classes: int, inner: int, dtype: torch.dtype) -> Tiles:
+    """Return the tiles for a computation in `dtype`; float64 takes half as many numbers."""
+    narrow = 2 if dtype == torch.float64 else 1
+    whole = power_of_two(classes)
+    if inner == 1:
+        if whole <= WHOLE // narrow:
+            return Tiles(max(1, SMALL // narrow // whole), whole, 1)
+        block, rows = CHUNK // narrow, 1
+    else:
+        if whole * SLICE <= CHUNK // narrow:
+            return Tiles(min(CHUNK // narrow // whole, MAX_SLICE), whole, 1)
+        block, rows = CHUNK // narrow // SLICE, SLICE
+    return Tiles(rows, block, ceil_div(classes, block))
+
+
+def ceil_div(a: int, b: int) -> int:
+    """⌈a/b⌉."""
+    return -(-a // b)
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is not below n."""
+    return 1 << (n - 1).bit_length()
