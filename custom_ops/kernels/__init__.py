@@ -2,7 +2,7 @@
 
 A kernel computes numbers and trusts its arguments; derivatives are the business of the functions
 that call it. Where a result is to be differentiated, `eager` answers, whose operators autograd
-sees; where it is not, `native` does on the CPU if it was built, and `cuda` on CUDA if Triton is
+sees; where it is not, `native` does on the CPU if it was built, and `triton` on CUDA if Triton is
 there.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from custom_ops.kernels import cuda, eager, native
+from custom_ops.kernels import eager, native, triton
 from custom_ops.kernels.options import Options, statistics_dtype
 
 __all__ = [
@@ -38,17 +38,17 @@ def backend() -> str:
         used.append(f"C++ ({native.capability}) on the CPU")
     else:
         unused.append(f"no C++ kernels: {native.missing}")
-    if cuda.library is not None:
-        used.append(f"Triton {cuda.version} {cuda.where}")
-    elif cuda.missing:
-        unused.append(f"no Triton kernels: {cuda.missing}")
+    if triton.library is not None:
+        used.append(f"Triton {triton.version} {triton.where}")
+    elif triton.missing:
+        unused.append(f"no Triton kernels: {triton.missing}")
     eager_on = "elsewhere" if used else "on every device"
     return "; ".join([*used, f"eager: plain ATen operators, {eager_on}", *unused])
 
 
 def _chosen(*tensors: Tensor | None) -> Any:
     """Return who answers for these tensors."""
-    for kernels in (native, cuda):
+    for kernels in (native, triton):
         if kernels.takes(*tensors):
             return kernels
     return eager

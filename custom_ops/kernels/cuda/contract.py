@@ -135,7 +135,7 @@ def _launch(p: Tensor, v: Tensor, dim: int, name: str) -> Tensor:
     if p.numel() == 0:
         return unview(out, dim)
     dtype = statistics_dtype(p.dtype)
-    t = tiles(x.classes, x.inner, dtype)
+    t = tiles(x.classes, x.inner, dtype, tensors=2)
     shape = {"ACC": ACCUMULATORS[dtype], "ROWS": t.rows, "BLOCK": t.classes, "num_warps": t.warps}
     grid = (t.programs(x.rows),)
     with on_device(p):

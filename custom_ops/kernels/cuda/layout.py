@@ -32,6 +32,7 @@ class View(NamedTuple):
 
 def view(x: Tensor, dim: int) -> View:
     """Return x as it lies in memory, if that is one of the layouts, else a contiguous copy."""
+    dim %= max(x.dim(), 1)
     outer, classes, inner = 1, 1, 1
     for d, size in enumerate(x.shape):
         if d < dim:

@@ -58,5 +58,5 @@ class Problem(NamedTuple):
                 "Z_LOSS": bool(z_loss),
                 "ACC": ACCUMULATORS[dtype],
             },
-            tiles(x.classes, x.inner, dtype),
+            tiles(x.classes, x.inner, dtype, tensors=2),
         )

@@ -120,7 +120,7 @@ def softmax(input: Tensor, dim: int, log: bool) -> Tensor:
     if input.numel() == 0:
         return unview(y, dim)
     dtype = statistics_dtype(input.dtype)
-    t = tiles(z.classes, z.inner, dtype)
+    t = tiles(z.classes, z.inner, dtype, tensors=1)
     shape = {"ACC": ACCUMULATORS[dtype], "ROWS": t.rows, "BLOCK": t.classes, "num_warps": t.warps}
     grid = (t.programs(z.rows),)
     with on_device(input):

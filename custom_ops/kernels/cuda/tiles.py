@@ -16,7 +16,7 @@ import torch
 
 __all__ = ["Tiles", "ceil_div", "power_of_two", "tiles"]
 
-WHOLE = 16384  # the longest row in one tile, in float32: 32 numbers a thread in 16 warps
+WHOLE = 32768  # the longest row in one tile: 32 numbers a thread in as many warps as there are
 CHUNK = 8192  # of a longer row
 SMALL = 2048  # short rows share a tile of this size
 SLICE = 32  # rows side by side in memory: a line of the cache in float32
@@ -34,19 +34,22 @@ class Tiles(NamedTuple):
     @property
     def warps(self) -> int:
         """How many warps work on a tile."""
-        return min(max(self.rows * self.classes // PER_WARP, 4), 16)
+        return min(max(self.rows * self.classes // PER_WARP, 4), 32)
 
     def programs(self, rows: int) -> int:
         """How many tiles cover `rows` rows."""
         return ceil_div(rows, self.rows) * self.chunks
 
 
-def tiles(classes: int, inner: int, dtype: torch.dtype) -> Tiles:
-    """Return the tiles for a computation in `dtype`; float64 takes half as many numbers."""
+def tiles(classes: int, inner: int, dtype: torch.dtype, tensors: int) -> Tiles:
+    """Return the tiles for a computation in `dtype` that holds a tile of each of `tensors`.
+
+    float64 takes half as many numbers.
+    """
     narrow = 2 if dtype == torch.float64 else 1
     whole = power_of_two(classes)
     if inner == 1:
-        if whole <= WHOLE // narrow:
+        if whole <= WHOLE // narrow // tensors:
             return Tiles(max(1, SMALL // narrow // whole), whole, 1)
         block, rows = CHUNK // narrow, 1
     else:
