@@ -22,4 +22,5 @@ def is_plain(t: Tensor, device: str) -> bool:
         and forward_ad._current_level < 0
         and not is_functorch_wrapped_tensor(t)
         and not is_legacy_batchedtensor(t)
+        and not t.is_neg()  # such a view's memory holds other numbers
     )
