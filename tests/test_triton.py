@@ -1,7 +1,6 @@
-"""The Triton kernels beside the eager ones, in Triton's interpreter: every path, layout and edge."""
+"""The Triton kernels beside the eager ones, in Triton's interpreter: all paths, layouts, edges."""
 
 import itertools
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -25,11 +24,11 @@ INF, NAN = torch.inf, torch.nan
 SHAPES = {
     "one class": ((3, 1), 1),
     "two classes": ((5, 2), 1),
-    "ten classes": ((300, 10), 1),
+    "ten classes": ((140, 10), 1),
     "a thousand": ((3, 1000), 1),
     "a power of two": ((2, 1024), 1),
     "one more": ((2, 1025), 1),
-    "chunks": ((2, 40_000), 1),
+    "chunks": ((2, 20_000), 1),
     "classes in the middle": ((2, 7, 3, 5), 1),
     "classes in the middle, in chunks": ((2, 300, 5), 1),
     "classes first": ((7, 4), 0),
@@ -176,7 +175,7 @@ def edge_rows(classes: int) -> Tensor:
     return x
 
 
-@pytest.mark.parametrize("classes", [2, 10, 1500, 20_000, 40_000])
+@pytest.mark.parametrize("classes", [2, 10, 1500, 40_000])
 def test_rows_of_infinities_and_nan(classes):
     x, v = edge_rows(classes), torch.randn(12, classes)
     assert_close(triton.softmax(x, 1), eager.softmax(x, 1))
@@ -186,14 +185,18 @@ def test_rows_of_infinities_and_nan(classes):
         assert_close(getattr(triton, op)(p, v, 1), getattr(eager, op)(p, v, 1))
     even = torch.zeros(12, classes)
     even[:, -1] = 1
-    for name in ("plain", "smoothing", "z-loss", "cap"):
+    for name in ("plain", "smoothing", "z-loss", "cap")[: 4 if classes < 100 else 2]:
         o = options(name, 1, torch.float32)
         for target in (torch.arange(12) % classes, even, torch.full((12,), classes - 1)):
-            got, want = (k.cross_entropy(x, target, None, o) for k in (triton, eager))
+            got, want = (
+                (loss, M + L, prediction)  # of a row with NaN, M may be any number
+                for k in (triton, eager)
+                for loss, M, L, prediction in [k.cross_entropy(x, target, None, o)]
+            )
             assert_close(got, want)
-            _, M, L, _ = want
-            for kernels in (triton, eager):
-                d = kernels.cross_entropy_vjp(x, target, None, M * 0 + 1, None, M, L, o)
+            for k in (triton, eager):
+                _, M, L, _ = k.cross_entropy(x, target, None, o)
+                d = k.cross_entropy_vjp(x, target, None, torch.ones(12), None, M, L, o)
                 got, want = want, d
             assert_close(got, want)
 
@@ -270,14 +273,10 @@ def test_every_layout(layout):
     for target in (torch.rand(x.shape), torch.randint(9, x.select(1, 0).shape)):
         check_cross_entropy(x, target, torch.rand(9), o)
         if layout != "expanded":  # whose entries share memory
-            got, want = x.clone(memory_format=torch.preserve_format), x.clone()
-            inside = torch.zeros(2 * x.numel() + 40).as_strided(x.shape, x.stride()).copy_(x)
+            place = torch.empty_strided(x.shape, x.stride()).copy_(x)
             _, M, L, _ = eager.cross_entropy(x, target, None, o)
-            for place in (got, inside):
-                triton.cross_entropy_vjp_(place, target, None, M, None, M, L, o)
-            want = eager.cross_entropy_vjp(x, target, None, M, None, M, L, o)
-            assert_close(got, want)
-            assert_close(inside, want)
+            triton.cross_entropy_vjp_(place, target, None, M, None, M, L, o)
+            assert_close(place, eager.cross_entropy_vjp(x, target, None, M, None, M, L, o))
 
 
 def test_a_rows_neighbours_in_memory_are_not_written():
@@ -302,9 +301,10 @@ def test_a_rows_bits_are_the_same_in_every_batch_and_every_run(path):
         return [loss, M, L, prediction, d, p, triton.contract(p, x, 1)]
 
     together = results(x, target)
-    alone = [torch.cat(r) for r in zip(*(results(*a) for a in zip(x.split(1), target.split(1))))]
-    for other in (alone, results(x, target)):
-        assert all(torch.equal(a, b) for a, b in zip(together, other, strict=True))
+    assert all(map(torch.equal, together, results(x, target)))
+    for row in range(min(outer, 5)):
+        alone = results(x[row : row + 1], target[row : row + 1])
+        assert all(map(torch.equal, alone, (r[row : row + 1] for r in together)))
 
 
 # Registration.
@@ -388,13 +388,12 @@ def test_compile_keeps_the_operators():
 
 
 @pytest.fixture
-def unchecked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a kernel on another device gets: labels that nobody has looked at."""
     from custom_ops.kernels.cuda import cross_entropy, record
 
     monkeypatch.setattr(cross_entropy, "checked_labels", lambda target, *_: target)
     monkeypatch.setattr(record, "_records", {})
-    yield
 
 
 LABELS = torch.tensor([0, 10**12, -7, -100])

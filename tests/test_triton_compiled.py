@@ -1,7 +1,7 @@
-"""The Triton kernels compiled ahead of time for devices that are not here: no spills, little memory.
+"""The Triton kernels compiled for devices that are not here: nothing spilled, little shared memory.
 
-What is compiled is what a call launches: the operators are called on CPU tensors, and their launches
-are kept instead of made.
+What is compiled is what a call launches: the operators are called on CPU tensors, and their
+launches are kept instead of made.
 """
 
 import re
@@ -43,8 +43,10 @@ def maps(shape, dtype):
         op(p, p, 1)
 
 
-def cross_entropy(shape, dtype, options=PLAIN, weighted=False, predict=False, labels=torch.int64):
-    x, acc = torch.zeros(shape, dtype=dtype), F64 if dtype == F64 else F32
+def cross_entropy(
+    shape, dtype, options=PLAIN, weighted=False, predict=False, labels=torch.int64, acc=None
+):
+    x, acc = torch.zeros(shape, dtype=dtype), acc or (F64 if dtype == F64 else F32)
     rows = (shape[0], *shape[2:])
     target = torch.zeros(shape) if labels is None else torch.zeros(rows, dtype=labels)
     weight = torch.ones(shape[1], dtype=acc) if weighted else None
@@ -92,6 +94,11 @@ for shape_name in ("a whole row", "chunks", "pixels"):
     for function in (softmax, maps, cross_entropy):
         name = f"{function.__name__}, {shape_name}, float64"
         ONCE[name] = (function, {"shape": SHAPES[shape_name], "dtype": F64})
+for dtype, acc in ((BF16, F64), (F16, F64), (F64, F32)):
+    ONCE[f"{str(dtype)[6:]} computed in {str(acc)[6:]}"] = (
+        cross_entropy,
+        {"shape": (64, 10), "dtype": dtype, "options": ALL, "acc": acc},
+    )
 for labels in (torch.uint8, torch.int32):
     ONCE[f"labels of {str(labels)[6:]}"] = (
         cross_entropy,

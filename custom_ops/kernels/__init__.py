@@ -102,7 +102,9 @@ def cross_entropy_vjp(
     o: Options,
 ) -> Tensor:
     """Return z'(x) ⊙ (a·p − g·ỹ), 0 in an ignored row."""
-    return _chosen(input, target, weight, g, h).cross_entropy_vjp(input, target, weight, g, h, M, L, o)
+    return _chosen(input, target, weight, g, h).cross_entropy_vjp(
+        input, target, weight, g, h, M, L, o
+    )
 
 
 def cross_entropy_vjp_(
@@ -116,7 +118,9 @@ def cross_entropy_vjp_(
     o: Options,
 ) -> Tensor:
     """Write `cross_entropy_vjp` over the input, whose version is raised, and return it detached."""
-    return _chosen(input, target, weight, g, h).cross_entropy_vjp_(input, target, weight, g, h, M, L, o)
+    return _chosen(input, target, weight, g, h).cross_entropy_vjp_(
+        input, target, weight, g, h, M, L, o
+    )
 
 
 def total(x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ The C++ and the Triton operators have the same schemas, so one fake serves both.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ def _total(input: Tensor) -> Tensor:
     return input.new_empty(())
 
 
-_FAKES = {
+_FAKES: dict[str, Callable[..., Any]] = {
     "softmax": _softmax,
     "contract": _map,
     "log_softmax_vjp": _map,

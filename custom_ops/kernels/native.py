@@ -58,9 +58,7 @@ library, missing = _load()
 
 def takes(*tensors: Tensor | None) -> bool:
     """Whether the C++ kernels can answer for these: plain CPU tensors, not differentiated here."""
-    return library is not None and all(
-        t is None or is_plain(t, "cpu") for t in tensors
-    )
+    return library is not None and all(t is None or is_plain(t, "cpu") for t in tensors)
 
 
 def softmax(z: Tensor, dim: int) -> Tensor:

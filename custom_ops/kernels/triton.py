@@ -116,9 +116,7 @@ def cross_entropy_vjp(
     o: Options,
 ) -> Tensor:
     """Return z'(x) ⊙ (a·p − g·ỹ), as `eager.cross_entropy_vjp`."""
-    return _operators().cross_entropy_vjp(
-        input, target, weight, g, h, M, L, o.dim, *_numbers(o)
-    )
+    return _operators().cross_entropy_vjp(input, target, weight, g, h, M, L, o.dim, *_numbers(o))
 
 
 def cross_entropy_vjp_(

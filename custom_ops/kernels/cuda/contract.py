@@ -1,8 +1,8 @@
 """The maps of two tensors: one sum a row, then an element-wise map.
 
-    contract            v ↦ p ⊙ (v − Σ_k p_k v_k)      J v = vᵀJ, J = diag(p) − p pᵀ
-    log_softmax_vjp     v ↦ v − p Σ_k v_k              p = exp(y)
-    log_softmax_jvp     v ↦ v − Σ_k p_k v_k            p = exp(y)
+contract            v ↦ p ⊙ (v − Σ_k p_k v_k)      J v = vᵀJ, J = diag(p) − p pᵀ
+log_softmax_vjp     v ↦ v − p Σ_k v_k              p = exp(y)
+log_softmax_jvp     v ↦ v − Σ_k p_k v_k            p = exp(y)
 """
 
 import torch

@@ -6,7 +6,6 @@ p = exp((z − M) − L) is computed anew from the logits while they are at hand
 them once and writes once, a tile a program.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -33,11 +32,11 @@ def mass_partial(
     classes,
     inner,
     stride,
-    rest: "fp64",
-    even: "fp64",
-    z_loss: "fp64",
-    scale: "fp64",
-    cap: "fp64",
+    rest: tl.float64,
+    even: tl.float64,
+    z_loss: tl.float64,
+    scale: tl.float64,
+    cap: tl.float64,
     chunks,
     SMOOTHING: tl.constexpr,
     ACC: tl.constexpr,
@@ -71,11 +70,11 @@ def gradient(
     inner,
     stride,
     ignore_index,
-    rest: "fp64",
-    even: "fp64",
-    z_loss: "fp64",
-    scale: "fp64",
-    cap: "fp64",
+    rest: tl.float64,
+    even: tl.float64,
+    z_loss: tl.float64,
+    scale: tl.float64,
+    cap: tl.float64,
     chunks,
     SOFT: tl.constexpr,
     SMOOTHING: tl.constexpr,
@@ -135,6 +134,8 @@ def gradient(
             d -= (scalar(even, ACC) * G)[:, None] * e
         d -= tl.where(k[None, :] == t[:, None], named[:, None], 0.0)
     d = tl.where(wanted[:, None], chained(d, z, numbers, LOGITS, ACC), 0.0)
+    if M.dtype.element_ty == tl.float64 and out.dtype.element_ty.primitive_bitwidth == 16:
+        d = d.to(tl.float32)  # Triton has no step from float64 to bfloat16
     tl.store(out + (row_starts(r, inner, out_stride)[:, None] + at), d, mask=inside)
 
 

@@ -18,6 +18,7 @@ from custom_ops.kernels.cuda.record import (
 
 __all__ = ["read_labels", "recorded"]
 
+NOWHERE: tl.constexpr = tl.constexpr(2**63 - 1)  # no row has this number
 _READY: tl.constexpr = tl.constexpr(READY)
 _POSITION: tl.constexpr = tl.constexpr(POSITION)
 _LABEL: tl.constexpr = tl.constexpr(LABEL)
@@ -39,8 +40,9 @@ def read_labels(target, r, rows, classes, ignore_index):
 def recorded(record, taken, r, label, bad, classes, ignore_index, dims):
     """Leave the first bad label of this tile in the record, unless another program has."""
     r = r.to(tl.int64)
-    position = tl.min(tl.where(bad, r, 9223372036854775807), 0)
-    if position < 9223372036854775807:
+    position = tl.min(tl.where(bad, r, NOWHERE), 0)
+    # one `if` with `and` would take the record in any case: both sides are evaluated
+    if position < NOWHERE:  # noqa: SIM102
         if tl.atomic_xchg(taken, 1) == 0:
             tl.store(record + _POSITION, position)
             tl.store(record + _LABEL, tl.sum(tl.where(r == position, label, 0), 0))

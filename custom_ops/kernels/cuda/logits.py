@@ -1,8 +1,8 @@
 """The input x as logits z, and the slope dz/dx.
 
-    LOGITS = "plain"      z = x                       z' = 1
-    LOGITS = "scaled"     z = α x                     z' = α
-    LOGITS = "capped"     z = s·tanh(α x / s)         z' = α (1 − (z/s)²)
+LOGITS = "plain"      z = x                       z' = 1
+LOGITS = "scaled"     z = α x                     z' = α
+LOGITS = "capped"     z = s·tanh(α x / s)         z' = α (1 − (z/s)²)
 """
 
 import triton

@@ -21,7 +21,9 @@ __all__ = [
 _NUMBERS = (
     "int ignore_index, float label_smoothing, float z_loss, float logit_scale, float? softcap"
 )
-_VJP = f"Tensor target, Tensor? weight, Tensor g, Tensor? h, Tensor M, Tensor L, int dim, {_NUMBERS}"
+_VJP = (
+    f"Tensor target, Tensor? weight, Tensor g, Tensor? h, Tensor M, Tensor L, int dim, {_NUMBERS}"
+)
 _SCHEMAS = {
     softmax: "(Tensor input, int dim, bool log) -> Tensor",
     contract: "(Tensor p, Tensor v, int dim) -> Tensor",

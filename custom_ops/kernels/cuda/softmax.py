@@ -1,6 +1,6 @@
 """softmax and log-softmax of every row.
 
-    p = exp(z − M) / S        log p = (z − M) − log S        M = max z,  S = Σ exp(z − M)
+p = exp(z − M) / S        log p = (z − M) − log S        M = max z,  S = Σ exp(z − M)
 """
 
 import torch

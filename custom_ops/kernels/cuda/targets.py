@@ -1,7 +1,7 @@
 """Every kind of target as the weights y_k that the classes of a row have in a sum over all of them.
 
-    probabilities    y_k = ỹ_k = w_k ((1 − ε) y_k + ε/C)
-    labels           y_k = w_k, to be taken ε/C times; what the label names comes by itself
+probabilities    y_k = ỹ_k = w_k ((1 − ε) y_k + ε/C)
+labels           y_k = w_k, to be taken ε/C times; what the label names comes by itself
 """
 
 import triton
