@@ -68,7 +68,7 @@ def test_triton_is_not_imported_where_it_has_no_device():
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.endswith("elsewhere False\n") or "no C++ kernels" in result.stdout
+    assert result.stdout.endswith(" False\n")
     assert "Triton" not in result.stdout
 
 
