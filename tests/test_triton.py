@@ -159,6 +159,17 @@ def test_the_computation_may_be_wider_or_narrower_than_the_logits():
         check_cross_entropy(*case((4, 9), 1, o, dtype, False, True), o)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_cap_is_as_exact_as_torchs_tanh(dtype):
+    """Of one class the maximum is the capped logit itself."""
+    x = torch.cat([torch.logspace(-9, 2, 200), torch.linspace(0.5, 0.7, 100), torch.tensor([INF])])
+    x = torch.cat([x, -x]).to(dtype).unsqueeze(1)
+    o = Options(**{**DEFAULTS, "softcap": 1.0}, dim=1, dtype=dtype, predict=False, inplace=False)
+    _, M, _, _ = triton.cross_entropy(x, torch.zeros(len(x), dtype=torch.long), None, o)
+    few_roundings = 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(M, x.squeeze(1).tanh(), rtol=few_roundings, atol=0)
+
+
 def edge_rows(classes: int) -> Tensor:
     """Rows of −inf, NaN and +inf in every place, and of equal logits."""
     x = torch.randn(12, classes)
@@ -230,6 +241,16 @@ def test_an_ignored_row_is_not_looked_at(path):
             assert (row[ignored] == 0).all()
             assert row[~ignored].isfinite().all()
         assert (prediction[ignored] == -1).all()
+
+
+def test_no_weight_meets_an_ignored_row():
+    o = options("smoothing", 1, torch.float32)
+    x, target, weight = torch.randn(3, 4), torch.tensor([-100, 1, -100]), torch.ones(4)
+    weight[2], ones = INF, torch.ones(3)
+    loss, M, L, _ = triton.cross_entropy(x, target, weight, o)
+    d = triton.cross_entropy_vjp(x, target, weight, ones, None, M, L, o)
+    assert (d[::2] == 0).all()
+    assert (loss[::2] == 0).all()
 
 
 @pytest.mark.parametrize("soft", [False, True])

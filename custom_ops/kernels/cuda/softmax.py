@@ -52,7 +52,7 @@ def softmax_whole(
     inside = (r < rows)[:, None] & (k < classes)[None, :]
     x = read(z, row_starts(r, inner, stride), k, inside, inner, ACC)
     M = tl.max(x, 1)
-    S = tl.sum(tl.exp(x - finite(M)[:, None]), 1)
+    S = tl.sum(tl.exp(x - M[:, None]), 1)
     to = row_starts(r, inner, y_stride)[:, None] + (k.to(tl.int64) * inner)[None, :]
     tl.store(y + to, normalised(x, M, S, LOG), mask=inside)
 
@@ -106,7 +106,7 @@ def softmax_chunks(
     m = tl.load(at, mask=known, other=float("-inf"))
     s = tl.load(at + tl.cast(rows, tl.int64) * chunks, mask=known, other=0.0)
     M = tl.max(m, 1)
-    S = tl.sum(s * tl.exp(m - finite(M)[:, None]), 1)
+    S = tl.sum(s * tl.exp(m - M[:, None]), 1)
     inside = (r < rows)[:, None] & (k < classes)[None, :]
     x = read(z, row_starts(r, inner, stride), k, inside, inner, ACC)
     to = row_starts(r, inner, y_stride)[:, None] + (k.to(tl.int64) * inner)[None, :]
