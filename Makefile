@@ -5,7 +5,12 @@ BIN := .venv/bin
 KERNELS := setup.py $(wildcard custom_ops/kernels/cpu/*)
 SANITIZED := build/sanitized
 
-.PHONY: demo lm test test-asan explain bench lint clean
+# The tests of the ops on the Triton kernels, which need no device in Triton's interpreter.
+TRITON := TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto -k
+TRITON_SUBSET := tests/test_triton.py tests/test_softmax.py tests/test_cross_entropy.py \
+  tests/test_inplace.py tests/test_peer_faults.py
+
+.PHONY: demo lm test test-triton test-asan explain bench lint clean
 
 demo: .venv/installed  ## four heads side by side: a table, a report and a picture
 	$(BIN)/python scripts/compare.py
@@ -19,8 +24,12 @@ explain: .venv/installed  ## the lesson: one image through the chain rule, facto
 bench: .venv/installed  ## what the ops cost beside torch's: every claim as a table, JSON and a picture
 	$(BIN)/python scripts/benchmark.py
 
-test: .venv/installed  ## everything
+test: .venv/installed  ## everything; of the Triton kernels' tests on the CPU what is quick
 	$(BIN)/python -m pytest -n auto
+	$(TRITON) "triton and not gradcheck and not any_case" $(TRITON_SUBSET)
+
+test-triton: .venv/installed  ## all tests of the ops on the Triton kernels, in the interpreter
+	$(TRITON) triton tests
 
 # The sanitizers' libraries come first in the process, before python's own malloc; leaks are not
 # looked for, as python and torch keep what they have until the end.

@@ -141,8 +141,9 @@ def cross_entropy(
         The loss: 0-d, or a row each for "none": (), (N) or (N, d1, …, dk).
 
     Raises:
-        IndexError: a label out of range, named with its position (on the CPU; on other devices,
-            where reading it would wait, the loss of that row is NaN).
+        IndexError: a label out of range, named with its position. On other devices than the CPU,
+            where reading it would wait, the loss of that row is NaN, and on CUDA a later call
+            raises this for it.
         ValueError: an option or a shape that cannot be used (also a RuntimeError, as in torch).
         NotImplementedError: the input is not of a floating-point type.
         TypeError: not a tensor.

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from custom_ops.kernels import native
+from custom_ops.kernels import native, triton
 
 torch.set_num_threads(1)  # pytest-xdist runs a process a core
 
@@ -25,17 +25,28 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(scope="module", params=["eager", "cpp"])
+@pytest.fixture(scope="module", params=["eager", "cpp", "triton"])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Run a module's tests (`usefixtures`) on the eager kernels and on the C++ ones."""
-    if request.param == "cpp":
-        if native.library is None:
-            pytest.skip(f"no C++ kernels: {native.missing}")
+    """Run a module's tests (`usefixtures`) on the eager kernels, the C++ and the Triton ones.
+
+    The last in Triton's interpreter, which has to be chosen before Triton is imported; the
+    processes that choose it are for them alone.
+    """
+    others = {"cpp": native, "triton": triton}
+    if request.param == "triton":
+        if not triton.interpreted:
+            pytest.skip("Triton kernels on CPU tensors: TRITON_INTERPRET=1 is not set")
+        if triton.library is None:
+            pytest.skip(f"no Triton kernels: {triton.missing}")
+    elif triton.interpreted:
+        pytest.skip("TRITON_INTERPRET=1: for the Triton kernels alone")
+    if request.param == "cpp" and native.library is None:
+        pytest.skip(f"no C++ kernels: {native.missing}")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, kernels in others.items():
+            if name != request.param:
+                patch.setattr(kernels, "library", None)
         yield request.param
-    else:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(native, "library", None)
-            yield request.param
 
 
 def oracle_cross_entropy(

@@ -2,14 +2,17 @@
 
 A kernel computes numbers and trusts its arguments; derivatives are the business of the functions
 that call it. Where a result is to be differentiated, `eager` answers, whose operators autograd
-sees; where it is not, and on the CPU, `native` does if it was built.
+sees; where it is not, `native` does on the CPU if it was built, and `triton` on CUDA if Triton is
+there.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
-from custom_ops.kernels import eager, native
+from custom_ops.kernels import eager, native, triton
 from custom_ops.kernels.options import Options, statistics_dtype
 
 __all__ = [
@@ -30,47 +33,63 @@ __all__ = [
 
 
 def backend() -> str:
-    """Return which kernels are in use, in one line."""
-    if native.library is None:
-        return f"eager: plain ATen operators, on every device; no C++ kernels: {native.missing}"
-    return f"C++ ({native.capability}) on the CPU; eager: plain ATen operators, elsewhere"
+    """Return which kernels are in use, in one line, and why others are not."""
+    used, unused = [], []
+    if native.library is not None:
+        used.append(f"C++ ({native.capability}) on the CPU")
+    else:
+        unused.append(f"no C++ kernels: {native.missing}")
+    if triton.library is not None:
+        used.append(f"Triton {triton.version} {triton.where}")
+    elif triton.missing:
+        unused.append(f"no Triton kernels: {triton.missing}")
+    eager_on = "elsewhere" if used else "on every device"
+    return "; ".join([*used, f"eager: plain ATen operators, {eager_on}", *unused])
+
+
+def _chosen(*tensors: Tensor | None) -> Any:
+    """Return who answers for these tensors."""
+    for kernels in (native, triton):
+        if kernels.takes(*tensors):
+            return kernels
+    return eager
+
+
+def _chosen_for_map(p: Tensor, v: Tensor) -> Any:
+    """Only the eager kernels broadcast and promote."""
+    return _chosen(p, v) if p.shape == v.shape and p.dtype == v.dtype else eager
 
 
 def softmax(z: Tensor, dim: int) -> Tensor:
     """p = exp(z − M) / Σ exp(z − M)."""
-    return (native if native.takes(z) else eager).softmax(z, dim)
+    return _chosen(z).softmax(z, dim)
 
 
 def log_softmax(z: Tensor, dim: int) -> Tensor:
     """log p = (z − M) − L."""
-    return (native if native.takes(z) else eager).log_softmax(z, dim)
+    return _chosen(z).log_softmax(z, dim)
 
 
 def contract(p: Tensor, v: Tensor, dim: int) -> Tensor:
     """J v = vᵀJ = p ⊙ (v − ⟨p, v⟩): the contraction with J = diag(p) − p pᵀ in O(C)."""
-    return (native if _match(p, v) and native.takes(p, v) else eager).contract(p, v, dim)
+    return _chosen_for_map(p, v).contract(p, v, dim)
 
 
 def log_softmax_vjp(y: Tensor, v: Tensor, dim: int) -> Tensor:
     """v − p Σ_k v_k, with p = exp(y)."""
-    return (native if _match(y, v) and native.takes(y, v) else eager).log_softmax_vjp(y, v, dim)
+    return _chosen_for_map(y, v).log_softmax_vjp(y, v, dim)
 
 
 def log_softmax_jvp(y: Tensor, v: Tensor, dim: int) -> Tensor:
     """v − ⟨p, v⟩, with p = exp(y)."""
-    return (native if _match(y, v) and native.takes(y, v) else eager).log_softmax_jvp(y, v, dim)
-
-
-def _match(p: Tensor, v: Tensor) -> bool:
-    return p.shape == v.shape and p.dtype == v.dtype
+    return _chosen_for_map(y, v).log_softmax_jvp(y, v, dim)
 
 
 def cross_entropy(
     input: Tensor, target: Tensor, weight: Tensor | None, o: Options
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Return ℓ, M, L and the prediction (None unless it is wanted), one a row."""
-    chosen = native if native.takes(input, target, weight) else eager
-    return chosen.cross_entropy(input, target, weight, o)
+    return _chosen(input, target, weight).cross_entropy(input, target, weight, o)
 
 
 def cross_entropy_vjp(
@@ -84,8 +103,9 @@ def cross_entropy_vjp(
     o: Options,
 ) -> Tensor:
     """Return z'(x) ⊙ (a·p − g·ỹ), 0 in an ignored row."""
-    chosen = native if native.takes(input, target, weight, g, h) else eager
-    return chosen.cross_entropy_vjp(input, target, weight, g, h, M, L, o)
+    return _chosen(input, target, weight, g, h).cross_entropy_vjp(
+        input, target, weight, g, h, M, L, o
+    )
 
 
 def cross_entropy_vjp_(
@@ -99,13 +119,14 @@ def cross_entropy_vjp_(
     o: Options,
 ) -> Tensor:
     """Write `cross_entropy_vjp` over the input, whose version is raised, and return it detached."""
-    chosen = native if native.takes(input, target, weight, g, h) else eager
-    return chosen.cross_entropy_vjp_(input, target, weight, g, h, M, L, o)
+    return _chosen(input, target, weight, g, h).cross_entropy_vjp_(
+        input, target, weight, g, h, M, L, o
+    )
 
 
 def total(x: Tensor) -> Tensor:
     """Σ x, 0-d; the C++ kernel adds in one order, however many threads there are."""
-    return (native if native.takes(x) else eager).total(x)
+    return _chosen(x).total(x)
 
 
 def advised(fresh: Tensor) -> Tensor:

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
-from torch.autograd import forward_ad
-from torch.nn import Parameter
 
+from custom_ops.kernels import fakes
 from custom_ops.kernels.labels import checked_labels
 from custom_ops.kernels.options import Options
+from custom_ops.kernels.plain import is_plain
 
 __all__ = [
     "advise_huge_pages",
@@ -62,20 +60,7 @@ library, missing = _load()
 
 def takes(*tensors: Tensor | None) -> bool:
     """Whether the C++ kernels can answer for these: plain CPU tensors, not differentiated here."""
-    return library is not None and all(t is None or _is_plain(t) for t in tensors)
-
-
-def _is_plain(t: Tensor) -> bool:
-    if t.device.type != "cpu" or (t.requires_grad and torch.is_grad_enabled()):
-        return False
-    if torch.compiler.is_compiling():
-        return True
-    return (
-        type(t) in (Tensor, Parameter)
-        and forward_ad._current_level < 0
-        and not is_functorch_wrapped_tensor(t)
-        and not is_legacy_batchedtensor(t)
-    )
+    return library is not None and all(t is None or is_plain(t, "cpu") for t in tensors)
 
 
 def softmax(z: Tensor, dim: int) -> Tensor:
@@ -188,49 +173,5 @@ def _numbers(o: Options) -> tuple[int, float, float, float, float | None]:
     return o.ignore_index, o.label_smoothing, o.z_loss, o.logit_scale, o.softcap
 
 
-def _fresh(x: Tensor, dim: int) -> Tensor:
-    """The result in x's layout: its classes last in memory where they are in x."""
-    last = x.movedim(dim, -1) if x.dim() else x
-    if last.is_contiguous() and not x.is_contiguous():
-        return last.new_empty(last.shape).movedim(-1, dim)
-    return x.new_empty(x.shape)
-
-
 if library is not None:
-
-    @torch.library.register_fake("custom_ops::softmax")
-    def _(input: Tensor, dim: int, log: bool) -> Tensor:
-        return _fresh(input, dim)
-
-    for name in ("contract", "log_softmax_vjp", "log_softmax_jvp"):
-        torch.library.register_fake(f"custom_ops::{name}", lambda p, v, dim: _fresh(p, dim))
-
-    @torch.library.register_fake("custom_ops::cross_entropy")
-    def _(
-        input: Tensor,
-        target: Tensor,
-        weight: Tensor | None,
-        dim: int,
-        dtype: torch.dtype,
-        *numbers: Any,
-    ) -> tuple[Tensor, ...]:
-        rows = [size for d, size in enumerate(input.shape) if d != dim]
-        loss, M, L = (input.new_empty(rows, dtype=dtype) for _ in range(3))
-        return loss, M, L, input.new_empty(rows if numbers[-1] else [0], dtype=torch.int64)
-
-    @torch.library.register_fake("custom_ops::cross_entropy_vjp")
-    def _(input: Tensor, target: Tensor, weight: Tensor | None, g: Tensor, *rest: Any) -> Tensor:
-        return _fresh(input, rest[3])
-
-    @torch.library.register_fake("custom_ops::cross_entropy_vjp_")
-    def _(input: Tensor, *rest: Any) -> None:
-        return None
-
-    @torch.library.register_fake("custom_ops::cross_entropy_hvp_")
-    def _(z: Tensor, target: Tensor, weight: Tensor | None, u: Tensor, *rest: Any) -> Any:
-        M = rest[2]
-        return torch.empty_like(M), torch.empty_like(M)
-
-    @torch.library.register_fake("custom_ops::total")
-    def _(input: Tensor) -> Tensor:
-        return input.new_empty(())
+    fakes.register("custom_ops")

@@ -1,0 +1,235 @@
+"""The gradient of cross-entropy from a row's M and L.
+
+    dx = z'(x) ⊙ (a·p − g·ỹ)        a = g·(m + 2λ·lse) + h,    m = Σ_k ỹ_k,    lse = M + L
+
+p = exp((z − M) − L) is computed anew from the logits while they are at hand, so the kernel reads
+them once and writes once, a tile a program.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from custom_ops.kernels.cuda.arithmetic import scalar
+from custom_ops.kernels.cuda.labels import read_labels
+from custom_ops.kernels.cuda.launch import on_device
+from custom_ops.kernels.cuda.layout import View, fresh_like, unview
+from custom_ops.kernels.cuda.logits import chained, logits
+from custom_ops.kernels.cuda.problem import Problem
+from custom_ops.kernels.cuda.rows import place, row_starts
+from custom_ops.kernels.cuda.targets import share
+from custom_ops.kernels.cuda.tiles import power_of_two
+
+__all__ = ["cross_entropy_vjp", "cross_entropy_vjp_"]
+
+
+@triton.jit(do_not_specialize=["rows", "chunks"])
+def mass_partial(
+    target,
+    weight,
+    masses,
+    rows,
+    classes,
+    inner,
+    stride,
+    rest: tl.float64,
+    even: tl.float64,
+    z_loss: tl.float64,
+    scale: tl.float64,
+    cap: tl.float64,
+    chunks,
+    SMOOTHING: tl.constexpr,
+    ACC: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Σ ỹ_k of each chunk, for probabilities: masses[r, chunk]."""
+    r, k, chunk = place(rows, chunks, ROWS, BLOCK)
+    inside = (r < rows)[:, None] & (k < classes)[None, :]
+    shape, numbers = (rows, classes, inner, stride), (rest, even, z_loss, scale, cap)
+    y = share(target, weight, r, k, inside, shape, numbers, True, SMOOTHING, ACC)
+    tl.store(masses + r.to(tl.int64) * chunks + chunk, tl.sum(y, 1), mask=r < rows)
+
+
+@triton.jit(do_not_specialize=["rows", "ignore_index", "chunks", "g_step"])
+def gradient(
+    x,
+    target,
+    weight,
+    mean_weight,
+    masses,
+    g,
+    g_step,
+    h,
+    M,
+    L,
+    out,
+    out_stride,
+    rows,
+    classes,
+    inner,
+    stride,
+    ignore_index,
+    rest: tl.float64,
+    even: tl.float64,
+    z_loss: tl.float64,
+    scale: tl.float64,
+    cap: tl.float64,
+    chunks,
+    SOFT: tl.constexpr,
+    SMOOTHING: tl.constexpr,
+    LOGITS: tl.constexpr,
+    Z_LOSS: tl.constexpr,
+    ACC: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHUNKS: tl.constexpr,
+):
+    """The gradient of a tile; `out` may be x."""
+    shape, numbers = (rows, classes, inner, stride), (rest, even, z_loss, scale, cap)
+    r, k, _ = place(rows, chunks, ROWS, BLOCK)
+    real = r < rows
+    inside = real[:, None] & (k < classes)[None, :]
+    wanted = real
+    if not SOFT:
+        _, t, ignored, bad = read_labels(target, r, rows, classes, ignore_index)
+        wanted = real & (ignored == 0)
+    at = (k.to(tl.int64) * inner)[None, :]
+    from_x = x + (row_starts(r, inner, stride)[:, None] + at)
+    z = tl.load(from_x, mask=inside & wanted[:, None], other=0.0).to(ACC)
+    z = logits(z, numbers, LOGITS, ACC)
+
+    G = tl.load(g + r * g_step, mask=wanted, other=0.0).to(ACC)
+    max = tl.load(M + r, mask=wanted, other=0.0)
+    log_sum = tl.load(L + r, mask=wanted, other=0.0)
+    if SOFT:
+        y = share(target, weight, r, k, inside, shape, numbers, SOFT, SMOOTHING, ACC)
+        if masses is None:
+            m = tl.sum(y, 1)
+        else:
+            j = tl.arange(0, CHUNKS)
+            known = real[:, None] & (j < chunks)[None, :]
+            of_chunks = masses + ((r.to(tl.int64) * chunks)[:, None] + j[None, :])
+            m = tl.sum(tl.load(of_chunks, mask=known, other=0.0), 1)
+    else:
+        m = tl.full((ROWS,), 1.0, ACC)
+        if weight is not None:
+            m = tl.load(weight + t, mask=wanted, other=0.0).to(ACC)
+        named = scalar(rest, ACC) * m * G
+        if mean_weight is not None:  # Σ_k ỹ_k = (1 − ε) w_t + ε Σ_k w_k / C
+            m = scalar(rest, ACC) * m + (1.0 - scalar(rest, ACC)) * tl.load(mean_weight)
+        m = tl.where(bad, float("nan"), m)
+    if Z_LOSS:
+        m += 2.0 * scalar(z_loss, ACC) * (max + log_sum)
+    a = G * m
+    if h is not None:
+        a += tl.load(h + r, mask=wanted, other=0.0).to(ACC)
+
+    d = a[:, None] * tl.exp((z - max[:, None]) - log_sum[:, None])
+    if SOFT:
+        d -= G[:, None] * y
+    else:
+        if SMOOTHING != "none":
+            e = share(target, weight, r, k, inside, shape, numbers, SOFT, SMOOTHING, ACC)
+            d -= (scalar(even, ACC) * G)[:, None] * e
+        d -= tl.where(k[None, :] == t[:, None], named[:, None], 0.0)
+    d = tl.where(wanted[:, None], chained(d, z, numbers, LOGITS, ACC), 0.0)
+    if M.dtype.element_ty == tl.float64 and out.dtype.element_ty.primitive_bitwidth == 16:
+        d = d.to(tl.float32)  # Triton has no step from float64 to bfloat16
+    tl.store(out + (row_starts(r, inner, out_stride)[:, None] + at), d, mask=inside)
+
+
+def _launch(q: Problem, g: Tensor, h: Tensor | None, M: Tensor, L: Tensor, out: View) -> None:
+    if q.x.tensor.numel() == 0:
+        return
+    t, kind = q.tiles, q.kind
+    # an expanded scalar, as sum and mean send it, is read as what it is
+    one = g.numel() > 1 and not any(g.stride())
+    soft, smooth = kind["SOFT"], kind["SMOOTHING"] != "none"
+    mean_weight = None if soft or not smooth or q.weight is None else q.weight.mean()
+    shape = {"ROWS": t.rows, "BLOCK": t.classes, "num_warps": t.warps}
+    grid, masses = (t.programs(q.x.rows),), None
+    with on_device(q.x.tensor):
+        if soft and t.chunks > 1:
+            masses = M.new_empty(q.x.rows, t.chunks)
+            mass_partial[grid](
+                q.target,
+                q.weight,
+                masses,
+                *q.x.sizes,
+                *q.numbers,
+                t.chunks,
+                kind["SMOOTHING"],
+                kind["ACC"],
+                **shape,
+            )
+        gradient[grid](
+            q.x.tensor,
+            q.target,
+            q.weight,
+            mean_weight,
+            masses,
+            g if one else g.contiguous(),
+            0 if one else 1,
+            None if h is None else h.contiguous(),
+            M.contiguous(),
+            L.contiguous(),
+            out.tensor,
+            out.stride,
+            *q.x.sizes,
+            q.ignore_index,
+            *q.numbers,
+            t.chunks,
+            **kind,
+            **shape,
+            CHUNKS=power_of_two(t.chunks),
+        )
+
+
+def cross_entropy_vjp(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    g: Tensor,
+    h: Tensor | None,
+    M: Tensor,
+    L: Tensor,
+    dim: int,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    logit_scale: float,
+    softcap: float | None,
+) -> Tensor:
+    """Return z'(x) ⊙ (a·p − g·ỹ), 0 in an ignored row."""
+    numbers = (ignore_index, label_smoothing, z_loss, logit_scale, softcap)
+    q = Problem.of(input, target, weight, dim, M.dtype, *numbers)
+    out = fresh_like(q.x)
+    _launch(q, g, h, M, L, out)
+    return unview(out, dim)
+
+
+def cross_entropy_vjp_(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    g: Tensor,
+    h: Tensor | None,
+    M: Tensor,
+    L: Tensor,
+    dim: int,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    logit_scale: float,
+    softcap: float | None,
+) -> None:
+    """Write the same over the input."""
+    numbers = (ignore_index, label_smoothing, z_loss, logit_scale, softcap)
+    q = Problem.of(input, target, weight, dim, M.dtype, *numbers)
+    if q.x.tensor.untyped_storage().data_ptr() == input.untyped_storage().data_ptr():
+        _launch(q, g, h, M, L, q.x)
+    else:  # in no layout that the kernels write
+        out = fresh_like(q.x)
+        _launch(q, g, h, M, L, out)
+        input.copy_(unview(out, dim))

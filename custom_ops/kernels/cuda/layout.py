@@ -1,0 +1,67 @@
+"""How the kernels see a tensor: (outer, classes, inner), never transposed in memory."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+__all__ = ["View", "fresh_like", "unview", "view", "view_like"]
+
+
+class View(NamedTuple):
+    """A tensor whose element (o, k, i) lies at o·stride + k·inner + i."""
+
+    tensor: Tensor
+    outer: int
+    classes: int
+    inner: int
+    stride: int
+    classes_last: bool  #: `tensor` has its classes moved to the end
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are; row r = o·inner + i."""
+        return self.outer * self.inner
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """Rows, classes, inner, stride: what a kernel takes."""
+        return self.rows, self.classes, self.inner, self.stride
+
+
+def view(x: Tensor, dim: int) -> View:
+    """Return x as it lies in memory, if that is one of the layouts, else a contiguous copy."""
+    dim %= max(x.dim(), 1)
+    outer, classes, inner = 1, 1, 1
+    for d, size in enumerate(x.shape):
+        if d < dim:
+            outer *= size
+        elif d == dim:
+            classes = size
+        else:
+            inner *= size
+    if x.is_contiguous():
+        return View(x, outer, classes, inner, classes * inner, False)
+    if x.dim() == 2 and dim == 1 and x.stride(1) == 1:
+        return View(x, outer, classes, 1, x.stride(0), False)
+    last = x.movedim(dim, -1)
+    if last.is_contiguous():
+        return View(last, outer * inner, classes, 1, classes, True)
+    return View(x.contiguous(), outer, classes, inner, classes * inner, False)
+
+
+def view_like(x: View, y: Tensor, dim: int) -> View:
+    """Return y, of x's shape, in the layout of the view of x."""
+    same = y.movedim(dim, -1) if x.classes_last else y
+    return x._replace(tensor=same.contiguous(), stride=x.classes * x.inner)
+
+
+def fresh_like(x: View) -> View:
+    """Return fresh memory in the layout of the view of x."""
+    return x._replace(tensor=x.tensor.new_empty(x.tensor.shape), stride=x.classes * x.inner)
+
+
+def unview(y: View, dim: int) -> Tensor:
+    """Return the view's tensor in the shape it was made from."""
+    return y.tensor.movedim(-1, dim) if y.classes_last else y.tensor

@@ -1,0 +1,45 @@
+"""The kernels as torch.library knows them: custom_ops_cuda::…, with the schemas of the C++ ones."""
+
+import torch
+
+from custom_ops.kernels import fakes
+from custom_ops.kernels.cuda.contract import contract, log_softmax_jvp, log_softmax_vjp
+from custom_ops.kernels.cuda.cross_entropy import cross_entropy
+from custom_ops.kernels.cuda.gradient import cross_entropy_vjp, cross_entropy_vjp_
+from custom_ops.kernels.cuda.softmax import softmax
+
+__all__ = [
+    "contract",
+    "cross_entropy",
+    "cross_entropy_vjp",
+    "cross_entropy_vjp_",
+    "log_softmax_jvp",
+    "log_softmax_vjp",
+    "softmax",
+]
+
+_NUMBERS = (
+    "int ignore_index, float label_smoothing, float z_loss, float logit_scale, float? softcap"
+)
+_VJP = (
+    f"Tensor target, Tensor? weight, Tensor g, Tensor? h, Tensor M, Tensor L, int dim, {_NUMBERS}"
+)
+_SCHEMAS = {
+    softmax: "(Tensor input, int dim, bool log) -> Tensor",
+    contract: "(Tensor p, Tensor v, int dim) -> Tensor",
+    log_softmax_vjp: "(Tensor y, Tensor v, int dim) -> Tensor",
+    log_softmax_jvp: "(Tensor y, Tensor v, int dim) -> Tensor",
+    cross_entropy: (
+        f"(Tensor input, Tensor target, Tensor? weight, int dim, ScalarType dtype, {_NUMBERS}, "
+        "bool predict) -> (Tensor, Tensor, Tensor, Tensor)"
+    ),
+    cross_entropy_vjp: f"(Tensor input, {_VJP}) -> Tensor",
+    cross_entropy_vjp_: f"(Tensor(a!) input, {_VJP}) -> ()",
+}
+
+_library = torch.library.Library("custom_ops_cuda", "DEF")
+for function, schema in _SCHEMAS.items():
+    _library.define(function.__name__ + schema, tags=(torch.Tag.needs_fixed_stride_order,))
+    for device in ("CUDA", "CPU"):  # on CPU tensors in Triton's interpreter alone
+        _library.impl(function.__name__, function, device)
+fakes.register("custom_ops_cuda")

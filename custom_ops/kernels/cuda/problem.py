@@ -1,0 +1,62 @@
+"""The arguments of a cross-entropy as its kernels take them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from custom_ops.kernels.cuda.launch import ACCUMULATORS
+from custom_ops.kernels.cuda.layout import View, view, view_like
+from custom_ops.kernels.cuda.tiles import Tiles, tiles
+
+__all__ = ["Problem"]
+
+
+class Problem(NamedTuple):
+    """Which cross-entropy, of what."""
+
+    x: View
+    target: Tensor
+    weight: Tensor | None
+    ignore_index: int
+    numbers: tuple[float, ...]  #: 1 − ε, ε/C, λ, α (α/s under a cap), s
+    kind: dict[str, Any]  #: what a kernel is compiled for
+    tiles: Tiles
+
+    @staticmethod
+    def of(
+        input: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        dim: int,
+        dtype: torch.dtype,
+        ignore_index: int,
+        label_smoothing: float,
+        z_loss: float,
+        logit_scale: float,
+        softcap: float | None,
+    ) -> Problem:
+        """Read the arguments of the operators; `dtype` is that of the computation."""
+        x = view(input, dim)
+        soft = target.is_floating_point()
+        scale, cap = (logit_scale, 0.0) if softcap is None else (logit_scale / softcap, softcap)
+        even = label_smoothing / max(x.classes, 1)
+        logits = "capped" if softcap is not None else "plain" if logit_scale == 1 else "scaled"
+        smoothing = "none" if not label_smoothing else "some" if label_smoothing < 1 else "all"
+        return Problem(
+            x,
+            view_like(x, target, dim).tensor if soft else target.contiguous(),
+            None if weight is None else weight.contiguous(),
+            ignore_index,
+            (1 - label_smoothing, even, z_loss, scale, cap),
+            {
+                "SOFT": soft,
+                "SMOOTHING": smoothing,
+                "LOGITS": logits,
+                "Z_LOSS": bool(z_loss),
+                "ACC": ACCUMULATORS[dtype],
+            },
+            tiles(x.classes, x.inner, dtype, tensors=2),
+        )

@@ -1,0 +1,67 @@
+"""How much a program takes: a tile of rows × classes, all of it in registers.
+
+A tile holds whole rows where they fit. Longer rows come in chunks, a tile each: one kernel takes
+the sums of every chunk, and whoever needs a row's sums adds those of its chunks, in one order. So
+a few long rows fill a device as many rows do, nothing is looped over, and no atomic is needed.
+
+The choice depends on the classes and the dtype alone, never on the number of rows or on the device:
+a row's bits are the same in every batch. It is stated, not tuned: the first call is like any other.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+__all__ = ["Tiles", "ceil_div", "power_of_two", "tiles"]
+
+WHOLE = 32768  # the longest row in one tile: 32 numbers a thread in as many warps as there are
+CHUNK = 8192  # of a longer row
+SMALL = 2048  # short rows share a tile of this size
+SLICE = 32  # rows side by side in memory: a line of the cache in float32
+MAX_SLICE = 128
+PER_WARP = 1024  # 32 numbers a thread: enough loads in flight, and no register spilled
+
+
+class Tiles(NamedTuple):
+    """The tile of one program, and into how many of them a row's classes are cut."""
+
+    rows: int
+    classes: int
+    chunks: int
+    warps: int
+
+    def programs(self, rows: int) -> int:
+        """How many tiles cover `rows` rows."""
+        return ceil_div(rows, self.rows) * self.chunks
+
+
+def tiles(classes: int, inner: int, dtype: torch.dtype, tensors: int) -> Tiles:
+    """Return the tiles for a computation in `dtype` that holds a tile of each of `tensors`.
+
+    float64 takes a quarter as many numbers: with half as many its exponential spills registers.
+    """
+    narrow = 4 if dtype == torch.float64 else 1
+    whole, chunk = power_of_two(classes), CHUNK // narrow
+    if inner == 1:
+        if whole <= WHOLE // narrow // tensors:
+            rows, block = max(1, SMALL // narrow // whole), whole
+        else:
+            rows, block = 1, chunk
+    elif whole * SLICE <= chunk:
+        rows, block = min(chunk // whole, MAX_SLICE), whole
+    else:
+        rows, block = SLICE, chunk // SLICE
+    warps = min(max(rows * block * narrow // PER_WARP, 4), 32)
+    return Tiles(rows, block, ceil_div(classes, block), warps)
+
+
+def ceil_div(a: int, b: int) -> int:
+    """⌈a/b⌉."""
+    return -(-a // b)
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is not below n."""
+    return 1 << (n - 1).bit_length()

@@ -1,0 +1,145 @@
+"""The Triton kernels (`cuda/`), where Triton and a CUDA device are there.
+
+They are opaque to autograd and to torch.func, so they answer where nothing is differentiated: in
+the forward of a Function, and in a backward that is not differentiated itself. With
+TRITON_INTERPRET=1, as the tests without a device run them, they take CPU tensors.
+"""
+
+from __future__ import annotations
+
+import os
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from custom_ops.kernels import eager
+from custom_ops.kernels.options import Options
+from custom_ops.kernels.plain import is_plain
+
+__all__ = [
+    "contract",
+    "cross_entropy",
+    "cross_entropy_vjp",
+    "cross_entropy_vjp_",
+    "library",
+    "log_softmax",
+    "log_softmax_jvp",
+    "log_softmax_vjp",
+    "missing",
+    "softmax",
+    "takes",
+    "total",
+    "version",
+    "where",
+]
+
+interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+device, where = ("cpu", "interpreted on the CPU") if interpreted else ("cuda", "on CUDA")
+
+
+def _load() -> tuple[ModuleType | None, str, str]:
+    """Return the operators and Triton's version, or why a device here goes without.
+
+    Triton is imported only where it can run: a second's wait, of which a CPU has nothing.
+    """
+    if not interpreted and (torch.version.cuda is None or torch.cuda.device_count() == 0):
+        return None, "", ""
+    try:
+        import triton
+    except ImportError:
+        return None, "", "Triton is not installed"
+    from custom_ops.kernels.cuda import operators
+
+    return operators, triton.__version__, ""
+
+
+library, version, missing = _load()
+
+
+def takes(*tensors: Tensor | None) -> bool:
+    """Whether the Triton kernels can answer for these: plain tensors, not differentiated here."""
+    return library is not None and all(t is None or is_plain(t, device) for t in tensors)
+
+
+def _operators() -> Any:
+    """The launching functions; where somebody watches the operators, these as torch knows them."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return torch.ops.custom_ops_cuda
+    return library
+
+
+def softmax(z: Tensor, dim: int) -> Tensor:
+    """p = exp(z − M) / Σ exp(z − M)."""
+    return _operators().softmax(z, dim, False)
+
+
+def log_softmax(z: Tensor, dim: int) -> Tensor:
+    """log p = (z − M) − L."""
+    return _operators().softmax(z, dim, True)
+
+
+def contract(p: Tensor, v: Tensor, dim: int) -> Tensor:
+    """J v = vᵀJ = p ⊙ (v − ⟨p, v⟩)."""
+    return _operators().contract(p, v, dim)
+
+
+def log_softmax_vjp(y: Tensor, v: Tensor, dim: int) -> Tensor:
+    """v − p Σ_k v_k, with p = exp(y)."""
+    return _operators().log_softmax_vjp(y, v, dim)
+
+
+def log_softmax_jvp(y: Tensor, v: Tensor, dim: int) -> Tensor:
+    """v − ⟨p, v⟩, with p = exp(y)."""
+    return _operators().log_softmax_jvp(y, v, dim)
+
+
+def cross_entropy(
+    input: Tensor, target: Tensor, weight: Tensor | None, o: Options
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return ℓ, M, L and the prediction (None unless it is wanted), as `eager.cross_entropy`."""
+    loss, M, L, prediction = _operators().cross_entropy(
+        input, target, weight, o.dim, o.dtype, *_numbers(o), o.predict
+    )
+    return loss, M, L, prediction if o.predict else None
+
+
+def cross_entropy_vjp(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    g: Tensor,
+    h: Tensor | None,
+    M: Tensor,
+    L: Tensor,
+    o: Options,
+) -> Tensor:
+    """Return z'(x) ⊙ (a·p − g·ỹ), as `eager.cross_entropy_vjp`."""
+    return _operators().cross_entropy_vjp(input, target, weight, g, h, M, L, o.dim, *_numbers(o))
+
+
+def cross_entropy_vjp_(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    g: Tensor,
+    h: Tensor | None,
+    M: Tensor,
+    L: Tensor,
+    o: Options,
+) -> Tensor:
+    """Write `cross_entropy_vjp` over the input, and return it."""
+    logits, operators = input.detach(), _operators()
+    operators.cross_entropy_vjp_(logits, target, weight, g, h, M, L, o.dim, *_numbers(o))
+    if operators is library:  # a kernel launched by hand tells autograd nothing
+        torch.autograd.graph.increment_version(logits)
+    return logits
+
+
+# torch adds on CUDA in one order too, with a cheaper launch.
+total = eager.total
+
+
+def _numbers(o: Options) -> tuple[int, float, float, float, float | None]:
+    return o.ignore_index, o.label_smoothing, o.z_loss, o.logit_scale, o.softcap

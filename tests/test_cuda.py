@@ -1,0 +1,293 @@
+"""On a CUDA device: the same answers, no wait, captured graphs, sizes beyond 2³¹, bad labels."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import DTYPES, differentiable, oracle_cross_entropy
+from torch import Tensor
+from torch._inductor.utils import run_and_get_code
+
+import custom_ops
+from custom_ops import cross_entropy, log_softmax, softmax
+from custom_ops.kernels import triton
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+    pytest.mark.skipif(triton.interpreted, reason="TRITON_INTERPRET=1: nothing runs on a device"),
+]
+
+# A tile of several rows, one row, rows in chunks, few long rows; classes in the middle, and those
+# in chunks.
+SHAPES = [(128, 10), (7, 1), (33, 1000), (5, 1025), (4, 32768), (3, 50_257), (8, 1_000_000)]
+SHAPES += [(2, 21, 17, 19), (2, 1000, 6, 6)]
+OPTIONS = {
+    "plain": {},
+    "smoothing": {"label_smoothing": 0.1},
+    "all": {"label_smoothing": 0.1, "z_loss": 0.01, "softcap": 20.0, "logit_scale": 0.9},
+}
+
+
+def case(shape: tuple[int, ...], dtype: torch.dtype, kind: str = "labels") -> tuple[Tensor, Tensor]:
+    """Drawn on the CPU, so that every device has the same."""
+    x = (torch.randn(shape) * 3).to(dtype)
+    if kind == "probabilities":
+        return x, torch.rand(shape).to(dtype)
+    target = torch.randint(shape[1], (shape[0], *shape[2:]))
+    target.view(-1)[-1] = -100
+    return x, target
+
+
+def test_triton_answers():
+    assert triton.library is not None, triton.missing
+    assert f"Triton {triton.version} on CUDA" in custom_ops.backend()
+    assert triton.takes(torch.randn(2, 3, device="cuda"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_softmax_agrees_with_the_oracle(shape, dtype):
+    x, v = (torch.randn(shape).to(dtype) for _ in range(2))
+    for op, oracle in ((softmax, F.softmax), (log_softmax, F.log_softmax)):
+        (leaf,), (exact,) = differentiable(x.cuda()), differentiable(x.double())
+        y, want = op(leaf, 1), oracle(exact, 1)
+        torch.testing.assert_close(y.cpu(), want.to(dtype))
+        (d,) = torch.autograd.grad(y, leaf, v.cuda())
+        # from the rounded result, as it was saved
+        p = y.detach().cpu().double()
+        u = v.double()
+        by_hand = (
+            p * (u - (p * u).sum(1, keepdim=True))
+            if op is softmax
+            else u - p.exp() * u.sum(1, keepdim=True)
+        )
+        torch.testing.assert_close(d.cpu(), by_hand.to(dtype))
+
+
+@pytest.mark.parametrize("kind", ["labels", "probabilities"])
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_cross_entropy_agrees_with_the_oracle(shape, dtype, options, kind):
+    x, target = case(shape, dtype, kind)
+    weight = (torch.rand(shape[1]) + 0.1).to(dtype)
+    (leaf,), (exact,) = differentiable(x.cuda()), differentiable(x.double())
+    loss, stats = cross_entropy(
+        leaf, target.cuda(), weight.cuda(), return_stats=True, **OPTIONS[options]
+    )
+    want, lse = oracle_cross_entropy(exact, target, weight.double(), **OPTIONS[options])
+    torch.testing.assert_close(loss.cpu(), want.to(dtype))
+    torch.testing.assert_close(stats.lse.cpu(), lse.to(stats.lse.dtype))
+    (d,), (want,) = torch.autograd.grad(loss, leaf), torch.autograd.grad(want, exact)
+    torch.testing.assert_close(d.cpu(), want.to(dtype))
+    # in the logits' place: the same bits
+    z = leaf * 1
+    loss = cross_entropy(z, target.cuda(), weight.cuda(), inplace_backward=True, **OPTIONS[options])
+    (gradient,) = torch.autograd.grad(loss, z)
+    assert torch.equal(gradient, d)
+    assert gradient.data_ptr() == z.data_ptr()
+
+
+@pytest.mark.parametrize("classes", [10, 1500, 40_000])
+def test_edges_are_those_of_the_cpu(classes):
+    x = torch.randn(8, classes)
+    x[0], x[1, : classes // 2], x[2, 1:] = -torch.inf, -torch.inf, -torch.inf
+    x[3, -1], x[4, 0], x[5] = torch.nan, torch.inf, torch.nan
+    target = torch.tensor([0, classes - 1, 0, 1, 2, -100, -100, 3])
+    results = []
+    for device in ("cpu", "cuda"):
+        (leaf,) = differentiable(x.to(device))
+        loss, stats = cross_entropy(
+            leaf, target.to(device), reduction="none", return_stats=True, label_smoothing=0.1
+        )
+        (d,) = torch.autograd.grad(loss.sum(), leaf)
+        p = softmax(leaf.detach(), 1)
+        results.append([t.detach().cpu() for t in (loss, *stats, d, p)])
+    torch.testing.assert_close(*results, equal_nan=True)
+
+
+LAYOUTS = {
+    "transposed": lambda: torch.randn(50, 40).T,
+    "rows apart": lambda: torch.randn(40, 64)[:, :50],
+    "channels last": lambda: torch.randn(2, 50, 9, 8).contiguous(memory_format=torch.channels_last),
+    "expanded": lambda: torch.randn(1, 50, 1).expand(3, 50, 4),
+    "off by one number": lambda: torch.randn(40 * 50 + 1)[1:].view(40, 50),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layout_does_not_matter(layout):
+    x = LAYOUTS[layout]()
+    target = torch.randint(50, x.select(1, 0).shape)
+    results = []
+    for leaf in (x.cuda().requires_grad_(), x.contiguous().cuda().requires_grad_()):
+        loss = cross_entropy(leaf, target.cuda(), reduction="none")
+        (d,) = torch.autograd.grad(loss.sum(), leaf)
+        results.append((loss, d, softmax(leaf, 1)))
+    torch.testing.assert_close(*results)
+
+
+def step(leaf: Tensor, target: Tensor, weight: Tensor | None, **options) -> list[Tensor]:
+    loss, stats = cross_entropy(leaf, target, weight, return_stats=True, **options)
+    (d,) = torch.autograd.grad(loss, leaf)
+    p, y = softmax(leaf, 1), log_softmax(leaf, 1)
+    return [loss, *stats, d, *torch.autograd.grad(p.sum() + y.sum(), leaf)]
+
+
+@pytest.mark.parametrize("shape", [(128, 10), (8, 100_000), (2, 21, 16, 16)], ids=str)
+@pytest.mark.parametrize("kind", ["labels", "probabilities"])
+def test_nothing_waits_for_the_device(shape, kind):
+    x, target = case(shape, torch.float32, kind)
+    (leaf,) = differentiable(x.cuda())
+    target, weight = target.cuda(), torch.rand(shape[1]).cuda()
+    arguments = [
+        (None, {}),
+        (weight, {"label_smoothing": 0.1, "z_loss": 0.1, "softcap": 20.0}),
+    ]
+    for w, options in arguments:  # compiles and loads the kernels, which may wait
+        step(leaf, target, w, **options)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for w, options in arguments:
+            step(leaf, target, w, **options)
+            z = leaf * 1
+            torch.autograd.grad(cross_entropy(z, target, w, inplace_backward=True, **options), leaf)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("shape", [(128, 10), (8, 100_000)], ids=str)
+def test_a_graph_captures_forward_and_backward(shape):
+    x, target = (t.cuda() for t in case(shape, torch.float32))
+    (leaf,) = differentiable(x)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            step(leaf, target, None)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step(leaf, target, None)
+    for _ in range(2):
+        with torch.no_grad():
+            leaf.copy_(torch.randn(shape))
+        target.copy_(torch.randint(shape[1], (shape[0],)))
+        graph.replay()
+        want = step(leaf, target, None)
+        assert all(map(torch.equal, captured, want))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile_keeps_the_kernels(dynamic):
+    torch._dynamo.reset()
+    x, target = (t.cuda() for t in case((33, 1000), torch.float32))
+    (a,), (b,) = differentiable(x), differentiable(x)
+    ours = torch.compile(cross_entropy, fullgraph=True, dynamic=dynamic)
+    got, code = run_and_get_code(ours, a, target)
+    want = F.cross_entropy(b, target)
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(torch.autograd.grad(got, a), torch.autograd.grad(want, b))
+    assert any("custom_ops_cuda.cross_entropy" in text for text in code)
+
+
+def test_every_run_gives_the_same_bits():
+    for shape, kind in itertools.product(
+        [(4096, 10), (8, 1_000_000), (2, 21, 64, 64)], ["labels", "probabilities"]
+    ):
+        x, target = (t.cuda() for t in case(shape, torch.float32, kind))
+        (leaf,) = differentiable(x)
+        weight = torch.rand(shape[1]).cuda()
+        first = step(leaf, target, weight, label_smoothing=0.1)
+        for _ in range(3):
+            assert all(map(torch.equal, first, step(leaf, target, weight, label_smoothing=0.1)))
+
+
+@pytest.mark.parametrize(
+    "shape", [(2**31 // 128_256 + 2, 128_256), (2**28 + 3, 8), (1, 8, 2**28 + 3)], ids=str
+)
+def test_more_than_two_to_the_31_numbers(shape):
+    """The last rows, whose offsets need 64 bits, are those of the rows alone."""
+    if torch.cuda.mem_get_info()[0] < 24 * 2**30:
+        pytest.skip("less than 24 GiB of device memory are free")
+    x = torch.empty(shape, dtype=torch.bfloat16, device="cuda").normal_()
+    rows = (shape[0], *shape[2:])
+    target = torch.randint(shape[1], rows, device="cuda")
+
+    def last(t: Tensor) -> Tensor:
+        return t[-2:] if len(shape) == 2 else t[..., -2:]
+
+    ends = last(x).contiguous()
+    want = F.cross_entropy(ends.float(), last(target), reduction="none")
+    p = last(softmax(x, 1)).clone()
+    torch.testing.assert_close(p, F.softmax(ends.float(), 1).bfloat16())
+    z = x.requires_grad_().view_as(x)
+    loss = cross_entropy(z, target, reduction="none", dtype=torch.float32)
+    torch.testing.assert_close(last(loss.detach()), want)
+    (d,) = torch.autograd.grad(loss, z, torch.ones_like(loss))
+    (exact,) = differentiable(ends.float())
+    total = F.cross_entropy(exact, last(target), reduction="sum")
+    torch.testing.assert_close(last(d), torch.autograd.grad(total, exact)[0].bfloat16())
+
+
+def forget_bad_labels() -> None:
+    """Let a record that another test left behind raise here."""
+    torch.cuda.synchronize()
+    try:
+        cross_entropy(torch.zeros(1, 2, device="cuda"), torch.zeros(1, dtype=torch.long).cuda())
+    except IndexError:
+        torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize("classes", [10, 50_000])
+@pytest.mark.parametrize("label", [-1, 2**40, -(2**40)])
+def test_a_bad_label_is_an_error_at_the_next_call_and_the_device_lives_on(classes, label):
+    forget_bad_labels()
+    x, target = torch.randn(64, classes, device="cuda"), torch.randint(classes, (64,)).cuda()
+    bad = target.clone()
+    bad[17] = label
+    (leaf,) = differentiable(x)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss = cross_entropy(leaf, bad, reduction="none")
+        (d,) = torch.autograd.grad(loss.sum(), leaf)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
+    nan = loss.isnan().nonzero().flatten().tolist()
+    assert nan == [17]
+    assert d.isnan().any(1).nonzero().flatten().tolist() == [17]
+    says = rf"target\[17\] is {label}, out of range for {classes} classes .* earlier call"
+    with pytest.raises(IndexError, match=says):
+        cross_entropy(x, target)
+    torch.testing.assert_close(cross_entropy(x, target), F.cross_entropy(x, target))
+
+
+def test_a_bad_label_in_a_replayed_graph_is_an_error_at_the_next_call():
+    forget_bad_labels()
+    x, target = torch.randn(64, 10, device="cuda"), torch.randint(10, (64,)).cuda()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        cross_entropy(x, target)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = cross_entropy(x, target)
+    target[5] = 10
+    graph.replay()
+    torch.cuda.synchronize()
+    assert loss.isnan()
+    with pytest.raises(IndexError, match=r"target\[5\] is 10"):
+        cross_entropy(x, target)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one CUDA device")
+def test_the_device_of_the_tensors_is_used_whichever_is_current():
+    x, target = case((33, 1000), torch.float32)
+    with torch.cuda.device(0):
+        got = cross_entropy(x.to("cuda:1"), target.to("cuda:1"))
+    assert got.device.index == 1
+    torch.testing.assert_close(got.cpu(), F.cross_entropy(x, target))

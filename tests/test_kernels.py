@@ -1,0 +1,93 @@
+"""Who answers for a tensor, and what the report says of it."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import custom_ops
+from custom_ops import kernels
+from custom_ops.kernels import eager, native, triton
+
+PLAIN = "eager: plain ATen operators"
+
+
+class Kernels:
+    """Stands for a library: it is there, and no more."""
+
+
+@pytest.fixture(params=[False, True], ids=["", "C++"])
+def cpp(request, monkeypatch) -> bool:
+    monkeypatch.setattr(native, "library", Kernels if request.param else None)
+    monkeypatch.setattr(native, "missing", "they were not built")
+    monkeypatch.setattr(native, "capability", "AVX512")
+    return request.param
+
+
+def test_the_report_names_triton_where_it_runs(monkeypatch, cpp):
+    monkeypatch.setattr(triton, "library", Kernels)
+    monkeypatch.setattr(triton, "version", "3.7.1")
+    monkeypatch.setattr(triton, "where", "on CUDA")
+    assert custom_ops.backend() == (
+        f"C++ (AVX512) on the CPU; Triton 3.7.1 on CUDA; {PLAIN}, elsewhere"
+        if cpp
+        else f"Triton 3.7.1 on CUDA; {PLAIN}, elsewhere; no C++ kernels: they were not built"
+    )
+
+
+def test_the_report_says_why_a_cuda_device_goes_without(monkeypatch, cpp):
+    monkeypatch.setattr(triton, "library", None)
+    monkeypatch.setattr(triton, "missing", "Triton is not installed")
+    assert custom_ops.backend() == (
+        f"C++ (AVX512) on the CPU; {PLAIN}, elsewhere; no Triton kernels: Triton is not installed"
+        if cpp
+        else f"{PLAIN}, on every device; no C++ kernels: they were not built; "
+        "no Triton kernels: Triton is not installed"
+    )
+
+
+def test_the_report_does_not_speak_of_triton_where_there_is_no_device(monkeypatch, cpp):
+    monkeypatch.setattr(triton, "library", None)
+    monkeypatch.setattr(triton, "missing", "")
+    assert "Triton" not in custom_ops.backend()
+
+
+def test_without_triton_a_device_has_the_eager_kernels_and_no_error(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setitem(sys.modules, "triton", None)  # importing it is an ImportError
+    assert triton._load() == (None, "", "Triton is not installed")
+
+
+def test_triton_is_not_imported_where_it_has_no_device():
+    if triton.interpreted or torch.cuda.is_available():
+        pytest.skip("Triton runs here")
+    code = "import sys, custom_ops; print(custom_ops.backend(), 'triton' in sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith(" False\n")
+    assert "Triton" not in result.stdout
+
+
+def test_what_is_differentiated_or_of_another_kind_goes_to_the_eager_kernels():
+    x = torch.randn(2, 3)
+    leaf = x.clone().requires_grad_()
+    assert kernels._chosen(leaf) is eager
+    assert kernels._chosen(x, leaf) is eager
+    assert kernels._chosen(x.to("meta")) is eager
+    with torch.no_grad():
+        assert kernels._chosen(leaf) is kernels._chosen(x, None)
+    imaginary = torch.randn(2, 3, dtype=torch.complex64).conj().imag
+    assert imaginary.is_neg()
+    assert kernels._chosen(imaginary) is eager
+    torch.testing.assert_close(custom_ops.softmax(imaginary, 1), imaginary.clone().softmax(1))
+
+
+def test_a_map_of_two_shapes_or_dtypes_goes_to_the_eager_kernels():
+    x = torch.randn(2, 3)
+    assert kernels._chosen_for_map(x, x[0]) is eager
+    assert kernels._chosen_for_map(x, x.double()) is eager
+    assert kernels._chosen_for_map(x, x) is kernels._chosen(x)

@@ -1,0 +1,478 @@
+"""The Triton kernels beside the eager ones, in Triton's interpreter: all paths, layouts, edges."""
+
+import itertools
+
+import pytest
+import torch
+from conftest import DTYPES
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.library import opcheck
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import custom_ops
+from custom_ops.kernels import Options, eager, native, triton
+
+pytestmark = [
+    pytest.mark.skipif(not triton.interpreted, reason="TRITON_INTERPRET=1 is not set"),
+    pytest.mark.skipif(triton.library is None, reason=f"no Triton kernels: {triton.missing}"),
+    pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning"),  # numpy's, at 1e38
+]
+
+ops = torch.ops.custom_ops_cuda
+INF, NAN = torch.inf, torch.nan
+# The paths: several rows a tile, a row a tile, rows in chunks; and the same with an inner size.
+SHAPES = {
+    "one class": ((3, 1), 1),
+    "two classes": ((5, 2), 1),
+    "ten classes": ((140, 10), 1),
+    "a thousand": ((3, 1000), 1),
+    "a power of two": ((2, 1024), 1),
+    "one more": ((2, 1025), 1),
+    "chunks": ((2, 20_000), 1),
+    "classes in the middle": ((2, 7, 3, 5), 1),
+    "classes in the middle, in chunks": ((2, 300, 5), 1),
+    "classes first": ((7, 4), 0),
+    "a vector": ((5,), 0),
+    "no row": ((0, 4), 1),
+    "no class": ((3, 0), 1),
+    "no pixel": ((2, 4, 0), 1),
+}
+PATHS = ("ten classes", "chunks", "classes in the middle, in chunks")
+
+
+@pytest.fixture(autouse=True)
+def only_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "library", None)
+
+
+@pytest.fixture(params=SHAPES)
+def shape_dim(request):
+    return SHAPES[request.param]
+
+
+def assert_close(got, want) -> None:
+    torch.testing.assert_close(got, want, equal_nan=True)
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_softmax_and_its_maps(shape_dim, dtype):
+    shape, dim = shape_dim
+    z, v = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
+    assert triton.takes(z, v)
+    for op in ("softmax", "log_softmax"):
+        assert_close(getattr(triton, op)(z, dim), getattr(eager, op)(z, dim))
+    for op, p in (
+        ("contract", eager.softmax(z, dim)),
+        ("log_softmax_vjp", eager.log_softmax(z, dim)),
+        ("log_softmax_jvp", eager.log_softmax(z, dim)),
+    ):
+        assert_close(getattr(triton, op)(p, v, dim), getattr(eager, op)(p, v, dim))
+
+
+DEFAULTS = {
+    "ignore_index": -100,
+    "label_smoothing": 0.0,
+    "z_loss": 0.0,
+    "logit_scale": 1.0,
+    "softcap": None,
+}
+OPTIONS = {
+    "plain": {},
+    "smoothing": {"label_smoothing": 0.2},
+    "full smoothing": {"label_smoothing": 1.0},
+    "z-loss": {"z_loss": 0.3},
+    "cap": {"softcap": 2.0},
+    "scale": {"logit_scale": -0.7},
+    "all": {"label_smoothing": 0.2, "z_loss": 0.3, "softcap": 2.0, "logit_scale": 0.7},
+    "an ignored class": {"ignore_index": 0},
+}
+
+
+def options(name: str, dim: int, dtype: torch.dtype) -> Options:
+    numbers = {**DEFAULTS, **OPTIONS[name]}
+    return Options(dim=dim, dtype=accumulator(dtype), predict=True, inplace=False, **numbers)
+
+
+def case(shape, dim, o: Options, dtype: torch.dtype, soft: bool, weighted: bool) -> tuple:
+    """Logits, target and weights, the first of several rows ignored."""
+    classes = shape[dim]
+    rows = [size for d, size in enumerate(shape) if d != dim]
+    x = torch.randn(shape).to(dtype)
+    target = torch.rand(shape).to(dtype) if soft else torch.randint(max(classes, 1), rows)
+    if not soft and target.numel() and (target.dim() or not classes):
+        target.view(-1)[: 1 if classes else None] = o.ignore_index
+    return x, target, torch.rand(classes, dtype=o.dtype) if weighted else None
+
+
+def check_cross_entropy(x: Tensor, target: Tensor, weight: Tensor | None, o: Options) -> None:
+    """Both directions, with upstream gradients of every kind."""
+    assert triton.takes(x, target, weight)
+    got, want = (k.cross_entropy(x, target, weight, o) for k in (triton, eager))
+    assert_close(got, want)
+    _, M, L, _ = want
+    g, h = torch.randn_like(M), torch.randn_like(M)
+    one = torch.tensor(0.7, dtype=M.dtype).expand(M.shape)
+    for upstream in ((g, None), (g, h), (one, None)):
+        arguments = (x, target, weight, *upstream, M, L, o)
+        want = eager.cross_entropy_vjp(*arguments)
+        assert_close(triton.cross_entropy_vjp(*arguments), want)
+    logits = x.clone()
+    version = logits._version
+    gradient = triton.cross_entropy_vjp_(logits, target, weight, one, None, M, L, o)
+    assert_close(logits, want)
+    assert gradient.data_ptr() == logits.data_ptr()
+    assert logits._version > version
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("soft", [False, True])
+def test_cross_entropy_in_every_shape(shape_dim, soft, weighted):
+    for name in ("plain", "all"):
+        o = options(name, shape_dim[1], torch.float32)
+        check_cross_entropy(*case(*shape_dim, o, torch.float32, soft, weighted), o)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_cross_entropy_with_every_option(name, path):
+    for soft, weighted in itertools.product((False, True), repeat=2):
+        o = options(name, 1, torch.float64)
+        check_cross_entropy(*case(*SHAPES[path], o, torch.float64, soft, weighted), o)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_cross_entropy_from_half_precision(dtype, path):
+    for soft in (False, True):
+        o = options("all", 1, dtype)
+        check_cross_entropy(*case(*SHAPES[path], o, dtype, soft, True), o)
+
+
+def test_the_computation_may_be_wider_or_narrower_than_the_logits():
+    for dtype, acc in ((torch.bfloat16, torch.float64), (torch.float64, torch.float32)):
+        o = options("all", 1, acc)
+        check_cross_entropy(*case((4, 9), 1, o, dtype, False, True), o)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_cap_is_as_exact_as_torchs_tanh(dtype):
+    """Of one class the maximum is the capped logit itself."""
+    x = torch.cat([torch.logspace(-9, 2, 200), torch.linspace(0.5, 0.7, 100), torch.tensor([INF])])
+    x = torch.cat([x, -x]).to(dtype).unsqueeze(1)
+    o = Options(**{**DEFAULTS, "softcap": 1.0}, dim=1, dtype=dtype, predict=False, inplace=False)
+    _, M, _, _ = triton.cross_entropy(x, torch.zeros(len(x), dtype=torch.long), None, o)
+    few_roundings = 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(M, x.squeeze(1).tanh(), rtol=few_roundings, atol=0)
+
+
+def edge_rows(classes: int) -> Tensor:
+    """Rows of −inf, NaN and +inf in every place, and of equal logits."""
+    x = torch.randn(12, classes)
+    x[0] = -INF
+    x[1, : classes // 2] = -INF
+    x[2, 1:] = -INF
+    x[3, -1] = NAN
+    x[4, classes // 2] = INF
+    x[5, 0], x[5, -1] = NAN, INF
+    x[6, :-1] = -INF
+    x[7] = NAN
+    x[8] = 1.0
+    x[9, 0], x[9, -1] = 1e38, -1e38
+    x[10] = INF
+    return x
+
+
+@pytest.mark.parametrize("classes", [2, 10, 1500, 40_000])
+def test_rows_of_infinities_and_nan(classes):
+    x, v = edge_rows(classes), torch.randn(12, classes)
+    assert_close(triton.softmax(x, 1), eager.softmax(x, 1))
+    assert_close(triton.log_softmax(x, 1), eager.log_softmax(x, 1))
+    assert_close(triton.softmax(x.T, 0), eager.softmax(x.T, 0))
+    for op, p in (("contract", eager.softmax(x, 1)), ("log_softmax_vjp", eager.log_softmax(x, 1))):
+        assert_close(getattr(triton, op)(p, v, 1), getattr(eager, op)(p, v, 1))
+    even = torch.zeros(12, classes)
+    even[:, -1] = 1
+    for name in ("plain", "smoothing", "z-loss", "cap")[: 4 if classes < 100 else 2]:
+        o = options(name, 1, torch.float32)
+        for target in (torch.arange(12) % classes, even, torch.full((12,), classes - 1)):
+            got, want = (
+                (loss, M + L, prediction)  # of a row with NaN, M may be any number
+                for k in (triton, eager)
+                for loss, M, L, prediction in [k.cross_entropy(x, target, None, o)]
+            )
+            assert_close(got, want)
+            for k in (triton, eager):
+                _, M, L, _ = k.cross_entropy(x, target, None, o)
+                d = k.cross_entropy_vjp(x, target, None, torch.ones(12), None, M, L, o)
+                got, want = want, d
+            assert_close(got, want)
+
+
+@pytest.mark.parametrize("classes", [9, 40_000])
+def test_the_prediction_is_torchs_first_arg_max(classes):
+    x = edge_rows(classes)
+    x[11, 3] = x[11, -2] = 100.0
+    x[8, 5] = x[8, 7] = NAN
+    o = options("plain", 1, torch.float32)
+    _, _, _, prediction = triton.cross_entropy(x, torch.zeros(12, dtype=torch.long), None, o)
+    assert torch.equal(prediction, x.argmax(1))
+    assert prediction.dtype == torch.int64
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_an_ignored_row_is_not_looked_at(path):
+    shape, _ = SHAPES[path]
+    for name in ("plain", "all"):
+        o = options(name, 1, torch.float32)
+        x, target, weight = case(shape, 1, o, torch.float32, False, True)
+        x.movedim(1, -1)[target == o.ignore_index] = NAN
+        M, L = torch.zeros(target.shape), torch.zeros(target.shape)
+        loss, got_M, got_L, prediction = triton.cross_entropy(x, target, weight, o)
+        g = torch.where(target == o.ignore_index, NAN, 1.0)
+        d = triton.cross_entropy_vjp(x, target, weight, g, g, M, L, o)
+        ignored = target == o.ignore_index
+        assert ignored.any()
+        for row in (loss, got_M, got_L, d.movedim(1, -1)):
+            assert (row[ignored] == 0).all()
+            assert row[~ignored].isfinite().all()
+        assert (prediction[ignored] == -1).all()
+
+
+def test_no_weight_meets_an_ignored_row():
+    o = options("smoothing", 1, torch.float32)
+    x, target, weight = torch.randn(3, 4), torch.tensor([-100, 1, -100]), torch.ones(4)
+    weight[2], ones = INF, torch.ones(3)
+    loss, M, L, _ = triton.cross_entropy(x, target, weight, o)
+    d = triton.cross_entropy_vjp(x, target, weight, ones, None, M, L, o)
+    assert (d[::2] == 0).all()
+    assert (loss[::2] == 0).all()
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_class_without_weight_adds_nothing_at_minus_infinity(soft):
+    x, w = torch.randn(4, 10), torch.ones(10)
+    x[:, 3], w[3] = -INF, 0
+    target = torch.rand(4, 10) if soft else torch.tensor([3, 1, 3, 2])
+    for name in ("plain", "smoothing", "full smoothing"):
+        o = options(name, 1, torch.float32)
+        got, want = (k.cross_entropy(x, target, w, o) for k in (triton, eager))
+        assert_close(got, want)
+        assert got[0].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "integer", ["int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64"]
+)
+def test_labels_of_every_integer_dtype(integer):
+    x, o = torch.randn(3, 5), options("plain", 1, torch.float32)
+    target = torch.tensor([0, 4, 2]).to(getattr(torch, integer))
+    assert_close(triton.cross_entropy(x, target, None, o), eager.cross_entropy(x, target, None, o))
+
+
+LAYOUTS = {
+    "rows apart": lambda: torch.randn(6, 12)[:, :9],
+    "every other row": lambda: torch.randn(6, 9)[::2],
+    "transposed": lambda: torch.randn(9, 6).T,
+    "channels last": lambda: torch.randn(2, 9, 3, 4).contiguous(memory_format=torch.channels_last),
+    "expanded": lambda: torch.randn(1, 9, 1).expand(3, 9, 4),
+    "strided": lambda: torch.randn(6, 18, 8)[::2, ::2, ::4],
+    "off by one number": lambda: torch.randn(6 * 9 + 1)[1:].view(6, 9),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout(layout):
+    x = LAYOUTS[layout]()
+    v, o = torch.randn(x.shape), options("all", 1, torch.float32)
+    assert_close(triton.softmax(x, 1), eager.softmax(x, 1))
+    assert_close(triton.contract(x, v, 1), eager.contract(x, v, 1))
+    assert_close(triton.contract(v, x, -1), eager.contract(v, x, -1))
+    for target in (torch.rand(x.shape), torch.randint(9, x.select(1, 0).shape)):
+        check_cross_entropy(x, target, torch.rand(9), o)
+        if layout != "expanded":  # whose entries share memory
+            place = torch.empty_strided(x.shape, x.stride()).copy_(x)
+            _, M, L, _ = eager.cross_entropy(x, target, None, o)
+            triton.cross_entropy_vjp_(place, target, None, M, None, M, L, o)
+            assert_close(place, eager.cross_entropy_vjp(x, target, None, M, None, M, L, o))
+
+
+def test_a_rows_neighbours_in_memory_are_not_written():
+    whole = torch.randn(6, 12)
+    before, o = whole.clone(), options("plain", 1, torch.float32)
+    x, target = whole[:, :9], torch.randint(9, (6,))
+    _, M, L, _ = triton.cross_entropy(x, target, None, o)
+    triton.cross_entropy_vjp_(x, target, None, M, None, M, L, o)
+    assert torch.equal(whole[:, 9:], before[:, 9:])
+    assert not torch.equal(whole[:, :9], before[:, :9])
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_rows_bits_are_the_same_in_every_batch_and_every_run(path):
+    (outer, *rest), o = SHAPES[path][0], options("all", 1, torch.float32)
+    x, target, weight = case((outer, *rest), 1, o, torch.float32, False, True)
+
+    def results(x: Tensor, target: Tensor) -> list[Tensor]:
+        loss, M, L, prediction = triton.cross_entropy(x, target, weight, o)
+        d = triton.cross_entropy_vjp(x, target, weight, loss, None, M, L, o)
+        p = triton.softmax(x, 1)
+        return [loss, M, L, prediction, d, p, triton.contract(p, x, 1)]
+
+    together = results(x, target)
+    assert all(map(torch.equal, together, results(x, target)))
+    for row in range(min(outer, 5)):
+        alone = results(x[row : row + 1], target[row : row + 1])
+        assert all(map(torch.equal, alone, (r[row : row + 1] for r in together)))
+
+
+# Registration.
+
+
+def operator_arguments(shape, dim, dtype, soft) -> dict[str, tuple]:
+    o = options("all", dim, dtype)
+    x, target, weight = case(shape, dim, o, dtype, soft, True)
+    numbers = triton._numbers(o)
+    _, M, L, _ = eager.cross_entropy(x, target, weight, o)
+    vjp = (x, target, weight, torch.randn_like(M), torch.randn_like(M), M, L, dim, *numbers)
+    return {
+        "softmax": (x, dim, True),
+        **dict.fromkeys(("contract", "log_softmax_vjp", "log_softmax_jvp"), (x, x.cos(), dim)),
+        "cross_entropy": (x, target, weight, dim, o.dtype, *numbers, True),
+        "cross_entropy_vjp": vjp,
+        "cross_entropy_vjp_": vjp,
+    }
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", ["ten classes", "classes in the middle", "classes first"])
+def test_opcheck(shape, dtype, soft):
+    for name, arguments in operator_arguments(*SHAPES[shape], dtype, soft).items():
+        opcheck(getattr(ops, name).default, arguments)
+
+
+def test_every_operator_is_checked():
+    schemas = {str(s.name) for s in torch._C._jit_get_all_schemas()}
+    registered = {s.partition("::")[2] for s in schemas if s.startswith("custom_ops_cuda::")}
+    assert registered == set(operator_arguments((3, 4), 1, torch.float32, False))
+
+
+class Watching(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def step(x: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+    x = x.detach().requires_grad_()
+    loss = custom_ops.cross_entropy(x, target)
+    return loss, *torch.autograd.grad(loss, x)
+
+
+def test_who_watches_the_operators_sees_them():
+    x, target = torch.randn(3, 4), torch.tensor([0, 1, 2])
+    with Watching() as mode:
+        seen = step(x, target)
+    names = {f"custom_ops_cuda.{name}.default" for name in ("cross_entropy", "cross_entropy_vjp")}
+    assert names <= set(mode.seen)
+    assert_close(seen, step(x, target))
+    graph = make_fx(step)(x, target)
+    assert names <= {str(node.target) for node in graph.graph.nodes}
+
+
+def test_compile_keeps_the_operators():
+    graphs: list[str] = []
+
+    def backend(module: torch.fx.GraphModule, _: list) -> torch.fx.GraphModule:
+        graphs.append(module.code)
+        return module
+
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+
+    compiler = aot_autograd(fw_compiler=lambda m, i: make_boxed_func(backend(m, i)))
+    x, target = torch.randn(3, 4, requires_grad=True), torch.tensor([0, 1, 2])
+    loss = torch.compile(custom_ops.cross_entropy, fullgraph=True, backend=compiler)(x, target)
+    (d,) = torch.autograd.grad(loss, x)
+    assert_close((loss.detach(), d), tuple(t.detach() for t in step(x, target)))
+    assert [("custom_ops_cuda.cross_entropy" in code) for code in graphs] == [True, True]
+
+
+# Bad labels: the device cannot raise, so the next call does.
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a kernel on another device gets: labels that nobody has looked at."""
+    from custom_ops.kernels.cuda import cross_entropy, record
+
+    monkeypatch.setattr(cross_entropy, "checked_labels", lambda target, *_: target)
+    monkeypatch.setattr(record, "_records", {})
+
+
+LABELS = torch.tensor([0, 10**12, -7, -100])
+
+
+@pytest.mark.parametrize("classes", [5, 40_000])
+def test_a_bad_label_makes_its_row_nan_and_reads_nothing_outside(unchecked, classes):
+    x, w, o = torch.randn(4, classes), torch.rand(classes), options("all", 1, torch.float32)
+    loss, M, L, _ = triton.cross_entropy(x, LABELS, w, o)
+    assert loss.isnan().tolist() == [False, True, True, False]
+    d = triton.cross_entropy_vjp(x, LABELS, w, torch.ones(4), None, M, L, o)
+    assert d.isnan().all(1).tolist() == [False, True, True, False]
+    assert d.isnan().any(1).tolist() == [False, True, True, False]
+    assert (d[3] == 0).all()
+
+
+@pytest.mark.parametrize("classes", [5, 40_000])
+def test_the_next_call_raises_and_the_one_after_does_not(unchecked, classes):
+    x, good = torch.randn(4, classes), torch.tensor([0, 1, 2, -100])
+    o = options("plain", 1, torch.float32)
+    triton.cross_entropy(x, LABELS, None, o)
+    says = (
+        rf"target\[1\] is 1000000000000, out of range for {classes} classes "
+        rf"\(0 to {classes - 1}, or ignore_index=-100\), in an earlier call of cross_entropy"
+    )
+    with pytest.raises(IndexError, match=says):
+        triton.cross_entropy(x, good, None, o)
+    loss, *_ = triton.cross_entropy(x, good, None, o)
+    assert loss.isfinite().all()
+    triton.cross_entropy(x, LABELS, None, o)  # and the record is good for another
+    with pytest.raises(IndexError, match=says):
+        triton.cross_entropy(x, good, None, o)
+
+
+def test_good_and_ignored_labels_leave_no_record(unchecked):
+    o = options("plain", 1, torch.float32)
+    for target in (torch.tensor([0, 4, -100, -100]), torch.full((4,), -100)):
+        for _ in range(2):
+            triton.cross_entropy(torch.randn(4, 5), target, None, o)
+
+
+def test_only_the_first_bad_label_is_kept_and_pixels_are_counted_through(unchecked):
+    x, target = torch.randn(300, 5, 2), torch.zeros(300, 2, dtype=torch.int32)
+    target[70, 1], target[200, 0] = 5, -1
+    o = options("plain", 1, torch.float32)
+    triton.cross_entropy(x, target, None, o)
+    with pytest.raises(IndexError, match=r"target.flatten\(\)\[141\] is 5, out of range"):
+        triton.cross_entropy(x, target.zero_(), None, o)
+
+
+def test_a_record_that_is_not_whole_yet_is_not_read():
+    from custom_ops.kernels.cuda.record import LABEL, READY, Record
+
+    record = Record(torch.device("cpu"))
+    record.host[LABEL] = 7
+    record.check()
+    record.host[READY] = 1
+    with pytest.raises(IndexError, match=r"target is 7"):
+        record.check()
+    record.check()

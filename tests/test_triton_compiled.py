@@ -1,0 +1,223 @@
+"""The Triton kernels compiled for devices that are not here: nothing spilled, little shared memory.
+
+What is compiled is what a call launches: the operators are called on CPU tensors, and their
+launches are kept instead of made.
+"""
+
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from custom_ops.kernels import triton as face
+
+if face.interpreted:
+    pytest.skip("TRITON_INTERPRET=1: nothing is compiled", allow_module_level=True)
+triton = pytest.importorskip("triton", reason="Triton is not installed")
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource, make_backend  # noqa: E402
+from triton.runtime.jit import JITFunction, create_function_from_signature  # noqa: E402
+
+from custom_ops.kernels.cuda import operators as ops  # noqa: E402
+
+TARGETS = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
+F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
+PLAIN = {"label_smoothing": 0.0, "z_loss": 0.0, "logit_scale": 1.0, "softcap": None}
+ALL = {"label_smoothing": 0.1, "z_loss": 0.1, "logit_scale": 0.5, "softcap": 30.0}
+# The largest block that every one of these devices gives without being asked.
+SHARED = 48 * 1024
+
+
+def softmax(shape, dtype, log=False):
+    ops.softmax(torch.zeros(shape, dtype=dtype), 1, log)
+
+
+def maps(shape, dtype):
+    p = torch.zeros(shape, dtype=dtype)
+    for op in (ops.contract, ops.log_softmax_vjp, ops.log_softmax_jvp):
+        op(p, p, 1)
+
+
+def cross_entropy(
+    shape, dtype, options=PLAIN, weighted=False, predict=False, labels=torch.int64, acc=None
+):
+    x, acc = torch.zeros(shape, dtype=dtype), acc or (F64 if dtype == F64 else F32)
+    rows = (shape[0], *shape[2:])
+    target = torch.zeros(shape) if labels is None else torch.zeros(rows, dtype=labels)
+    weight = torch.ones(shape[1], dtype=acc) if weighted else None
+    numbers = (-100, *options.values())
+    _, M, L, _ = ops.cross_entropy(x, target, weight, 1, acc, *numbers, predict)
+    h = M if weighted else None
+    ops.cross_entropy_vjp(x, target, weight, M, h, M, L, 1, *numbers)
+
+
+# Rows in a tile, rows as long as one tile can be, rows in chunks; then classes in the middle.
+SHAPES = {
+    "few classes": (128, 10),
+    "a thousand": (64, 1000),
+    "a whole row": (2, 16384),
+    "chunks": (2, 128256),
+    "pixels": (2, 21, 32, 32),
+    "pixels in chunks": (1, 1000, 8, 8),
+}
+CALLS: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {}
+for shape_name, shape in SHAPES.items():
+    for dtype in (F32, BF16):
+        kind = f"{shape_name}, {str(dtype)[6:]}"
+        CALLS[f"softmax, {kind}"] = softmax, {"shape": shape, "dtype": dtype}
+        CALLS[f"maps, {kind}"] = maps, {"shape": shape, "dtype": dtype}
+        CALLS[f"cross-entropy, {kind}"] = cross_entropy, {"shape": shape, "dtype": dtype}
+REPRESENTATIVE = ("few classes, float32", "a whole row, float32", "chunks, bfloat16")
+ONCE = {
+    "the longest row": (softmax, {"shape": (2, 32768), "dtype": F32}),
+    "the longest row, float64": (softmax, {"shape": (2, 8192), "dtype": F64}),
+    "log-softmax": (softmax, {"shape": (64, 1000), "dtype": F16, "log": True}),
+}
+for shape_name in ("a whole row", "chunks", "pixels"):
+    for labels in (torch.int64, None):
+        ONCE[f"every option, {shape_name}, {'labels' if labels else 'probabilities'}"] = (
+            cross_entropy,
+            {
+                "shape": SHAPES[shape_name],
+                "dtype": BF16,
+                "options": ALL,
+                "weighted": True,
+                "predict": True,
+                "labels": labels,
+            },
+        )
+    for function in (softmax, maps, cross_entropy):
+        name = f"{function.__name__}, {shape_name}, float64"
+        ONCE[name] = (function, {"shape": SHAPES[shape_name], "dtype": F64})
+for dtype, acc in ((BF16, F64), (F16, F64), (F64, F32)):
+    ONCE[f"{str(dtype)[6:]} computed in {str(acc)[6:]}"] = (
+        cross_entropy,
+        {"shape": (64, 10), "dtype": dtype, "options": ALL, "acc": acc},
+    )
+for labels in (torch.uint8, torch.int32):
+    ONCE[f"labels of {str(labels)[6:]}"] = (
+        cross_entropy,
+        {"shape": (64, 10), "dtype": F32, "labels": labels},
+    )
+
+
+class Compiled(NamedTuple):
+    kernel: str
+    spilled: int
+    shared: int
+    registers: int
+
+
+class Launch(NamedTuple):
+    kernel: JITFunction
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def compiled(self, architecture: int, wide: bool, folder: Path) -> Compiled:
+        """Compile as JITFunction.run would; `wide` with sizes and strides beyond 32 bits."""
+        target = GPUTarget("cuda", architecture, 32)
+        backend, fn = make_backend(target), self.kernel
+        bound, specialization, options = create_function_from_signature(
+            fn.signature, fn.params, backend
+        )(*self.args, **self.kwargs)
+        if wide:
+            sizes = ("rows", "stride", "y_stride", "dense", "out_stride")
+            wider = {k: 2**40 for k, v in bound.items() if k in sizes and v > 1}
+            assert wider
+            return Launch(fn, (), self.kwargs | bound | wider).compiled(architecture, False, folder)
+        options, signature, constants, attributes = fn._pack_args(
+            backend, self.kwargs, bound, specialization, options
+        )
+        source = ASTSource(fn, signature, constants, attributes)
+        kernel = triton.compile(source, target=target, options=options.__dict__)
+        (folder / "kernel.ptx").write_text(kernel.asm["ptx"])
+        # the assembler's own account; the driver's needs a device
+        name = "ptxas-blackwell" if architecture >= 100 else "ptxas"
+        suffix = "a" if architecture >= 90 else ""
+        report = subprocess.run(
+            [
+                Path(triton.__file__).parent / "backends/nvidia/bin" / name,
+                *("-v", f"--gpu-name=sm_{architecture}{suffix}"),
+                *(folder / "kernel.ptx", "-o", folder / "kernel.cubin"),
+            ],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stderr
+        spilled = sum(int(n) for n in re.findall(r"(\d+) bytes spill", report))
+        (registers,) = re.findall(r"Used (\d+) registers", report)
+        return Compiled(fn.__name__, spilled, kernel.metadata.shared, int(registers))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with triton.knobs.cache.scope():
+        triton.knobs.cache.dir = str(tmp_path_factory.mktemp("triton"))
+        yield
+
+
+def launches(monkeypatch: pytest.MonkeyPatch, call: Callable[..., None], case: dict) -> list:
+    kept: list[Launch] = []
+
+    def keep(fn: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        kept.append(Launch(fn, args, kwargs))
+
+    monkeypatch.setattr(JITFunction, "run", keep)
+    call(**case)
+    monkeypatch.undo()
+    assert kept
+    return kept
+
+
+def check(kept: list, architecture: int, folder: Path, wide: bool = False) -> None:
+    for launch in kept:
+        compiled = launch.compiled(architecture, wide, folder)
+        print(compiled)
+        assert compiled.spilled == 0, compiled
+        assert compiled.shared <= SHARED, compiled
+
+
+@pytest.mark.parametrize("case", CALLS)
+def test_compiles_for_sm_90(monkeypatch, tmp_path: Path, case: str):
+    check(launches(monkeypatch, *CALLS[case]), 90, tmp_path)
+
+
+@pytest.mark.parametrize("case", ONCE)
+def test_every_variant_compiles_for_sm_90(monkeypatch, tmp_path: Path, case: str):
+    check(launches(monkeypatch, *ONCE[case]), 90, tmp_path)
+
+
+@pytest.mark.parametrize("architecture", [80, 100])
+@pytest.mark.parametrize("case", [c for c in CALLS if c.partition(", ")[2] in REPRESENTATIVE])
+def test_compiles_for_older_and_newer_devices(
+    monkeypatch, tmp_path: Path, case: str, architecture: int
+):
+    check(launches(monkeypatch, *CALLS[case]), architecture, tmp_path)
+
+
+@pytest.mark.parametrize("case", [c for c in CALLS if c.partition(", ")[2] in REPRESENTATIVE])
+def test_compiles_where_sizes_need_64_bits(monkeypatch, tmp_path: Path, case: str):
+    check(launches(monkeypatch, *CALLS[case]), 90, tmp_path, wide=True)
+
+
+def test_no_kernel_is_left_out(monkeypatch):
+    cases = [*CALLS.values(), *ONCE.values()]
+    seen = {x.kernel.__name__ for case in cases for x in launches(monkeypatch, *case)}
+    assert seen == {
+        "cross_entropy_combined",
+        "cross_entropy_partial",
+        "cross_entropy_whole",
+        "gradient",
+        "map_chunks",
+        "map_partial",
+        "map_whole",
+        "mass_partial",
+        "softmax_chunks",
+        "softmax_partial",
+        "softmax_whole",
+    }
