@@ -26,7 +26,7 @@ def bench():
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(SCRIPT.parent))
-        modules = ("cases", "contestants", "goals", "memory", "plan", "timing")
+        modules = ("cases", "contestants", "goals", "last_layer", "memory", "plan", "timing")
         bench = importlib.import_module("bench")
         for name in modules:
             importlib.import_module(f"bench.{name}")
@@ -35,7 +35,12 @@ def bench():
         patch.setattr(bench.cases, "MEMORY", tiny(bench.cases.MEMORY))
         patch.setattr(bench.cases, "CURVE_CLASSES", (2, 5))
         effort = bench.timing.Effort(warm_up=1, least=3, most=3, seconds=0)
-        patch.setattr(bench.plan, "QUICK", bench.plan.Plan(effort, curve_elements=20))
+        last_layer = bench.last_layer
+        patch.setattr(last_layer, "CASES", tuple(map(tiny_last_layer, last_layer.CASES)))
+        patch.setattr(last_layer, "MEMORY", tiny_last_layer(last_layer.MEMORY))
+        patch.setattr(last_layer, "CURVE_CLASSES", (2, 5))
+        quick = bench.plan.Plan(effort, curve_elements=20, last_layer=effort, chunked=True)
+        patch.setattr(bench.plan, "QUICK", quick)
         patch.setattr(torch, "compile", lambda function, **_: function)
         yield bench
     torch.set_num_threads(threads)
@@ -44,6 +49,10 @@ def bench():
 def tiny(case):
     shape = tuple(min(size, limit) for size, limit in zip(case.shape, (4, 6, 2, 3), strict=False))
     return dataclasses.replace(case, shape=shape, calls=min(case.calls, 2))
+
+
+def tiny_last_layer(case):
+    return dataclasses.replace(case, rows=4, features=3, classes=6)
 
 
 @pytest.fixture(scope="module")
@@ -131,8 +140,11 @@ def test_a_speed_up_is_bounded_from_below_and_a_cost_from_above(bench, measure, 
 
 def test_every_goal_is_judged_and_stands_beside_its_ratio(bench, run):
     report, printed, _ = run
-    goals = [goal for case in (*bench.cases.CASES, bench.cases.MEMORY) for goal in case.goals]
-    claims = [claim for row in report["rows"] + report["memory"] for claim in row["claims"]]
+    cases = (*bench.cases.CASES, bench.cases.MEMORY)
+    layers = (*bench.last_layer.CASES, bench.last_layer.MEMORY)
+    goals = [goal for case in (*cases, *layers) for goal in case.goals]
+    sections = [report[name] for name in bench.plan.SECTIONS]
+    claims = [c for section in sections for row in section for c in row.get("claims", ())]
     assert sorted((c["contestant"], c["measure"], c["bound"]) for c in claims) == sorted(goals)
     missed = sum(not claim["met"] for claim in claims)
     assert len(re.findall(r"\d [≥≤] [\d.]+", printed)) == len(goals) - missed

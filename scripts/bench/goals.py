@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
-Measure = Literal["over builtin", "over compiled", "copies", "logits", "MiB"]
+Measure = Literal[
+    "over builtin", "over compiled", "copies", "logits", "MiB", "floors", "products", "steps"
+]
 
 #: The ratios that shall be large; of the others, small is good.
 SPEEDUPS = ("over builtin", "over compiled")

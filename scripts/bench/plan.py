@@ -7,11 +7,20 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from bench import cases, memory, speed
+from bench import cases, last_layer, memory, speed
 from bench.timing import Effort
 
 #: Of a report.
-SECTIONS = ("rows", "memory", "curve", "scaling")
+SECTIONS = (
+    "rows",
+    "memory",
+    "curve",
+    "scaling",
+    "last layer",
+    "last layer memory",
+    "last layer hessian",
+    "last layer curve",
+)
 
 
 @dataclass(frozen=True)
@@ -20,6 +29,8 @@ class Plan:
 
     effort: Effort
     curve_elements: int
+    last_layer: Effort  #: whose calls take tenths of a second
+    chunked: bool  #: whether torch's chunked path takes part
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -27,8 +38,18 @@ class Plan:
         return asdict(self)
 
 
-THOROUGH = Plan(Effort(warm_up=2, least=15, most=100, seconds=8), curve_elements=2**24)
-QUICK = Plan(Effort(warm_up=1, least=3, most=25, seconds=0.4), curve_elements=2**22)
+THOROUGH = Plan(
+    Effort(warm_up=2, least=15, most=100, seconds=8),
+    curve_elements=2**24,
+    last_layer=Effort(warm_up=1, least=7, most=20, seconds=8),
+    chunked=True,
+)
+QUICK = Plan(
+    Effort(warm_up=1, least=3, most=25, seconds=0.3),
+    curve_elements=2**22,
+    last_layer=Effort(warm_up=0, least=2, most=3, seconds=0.3),
+    chunked=False,
+)
 
 
 class Step(NamedTuple):
@@ -53,5 +74,26 @@ def steps(plan: Plan, threads: int) -> list[Step]:
             Step("scaling", f"scaling: {case.name}", partial(speed.scaling, case, effort, threads))
             for case in cases.SCALING
             if threads > 1
+        ),
+        *_last_layer_steps(plan, threads),
+    ]
+
+
+def _last_layer_steps(plan: Plan, threads: int) -> list[Step]:
+    effort, case = plan.last_layer, last_layer.MEMORY
+    return [
+        *(
+            Step("last layer", c.name, partial(last_layer.row, c, effort, plan.chunked))
+            for c in last_layer.CASES
+        ),
+        Step(
+            "last layer memory",
+            f"memory: {case.name}",
+            partial(memory.last_layer_peaks, case, threads),
+        ),
+        Step("last layer hessian", f"hvp: {case.name}", partial(last_layer.hessian, case, effort)),
+        *(
+            Step("last layer curve", f"curve: {c.name}", partial(last_layer.point, c, effort))
+            for c in last_layer.curve(plan.curve_elements)
         ),
     ]

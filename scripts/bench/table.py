@@ -13,6 +13,7 @@ from rich.text import Text
 
 from bench.contestants import BUILTIN, COMPILED, COPY, IN_PLACE, OURS
 from bench.goals import SPEEDUPS, Measure
+from bench.last_layer import CHUNKED, FLOOR, FORWARD, HVP
 
 WIDTH = 80
 _LABEL = 20  # `1024x128256 bfloat16`
@@ -33,12 +34,22 @@ def _parts(report: dict[str, Any]) -> Iterator[RenderableType]:
         ("memory", _memory),
         ("curve", _curve),
         ("scaling", _scaling),
+        ("last layer", _last_layer),
+        ("last layer memory", _memory),
+        ("last layer hessian", _hessian),
+        ("last layer curve", _last_layer_curve),
     )
     for section, table in tables:
         if report[section]:
             yield table(report[section])
             yield Text()
-    claims = [claim for e in report["rows"] + report["memory"] for claim in e["claims"]]
+    claims = [
+        c
+        for section in report.values()
+        if isinstance(section, list)
+        for e in section
+        for c in e.get("claims", ())
+    ]
     if claims:
         met = sum(claim["met"] for claim in claims)
         missed = "; those missed are marked < or >" if met < len(claims) else ""
@@ -88,7 +99,8 @@ def _ratios(rows: list[Entry]) -> Table:
 
 def _memory(entries: list[Entry]) -> Table:
     (entry,) = entries
-    table = _table(f"peak memory beyond the logits: {entry['name']}", "")
+    beyond = "gradients" if OURS in entry["bytes"] and HVP in entry["bytes"] else "logits"
+    table = _table(f"peak memory beyond the {beyond}: {entry['name']}", "")
     for head in (
         "resident\nMiB",
         "torch's\nallocator, MiB",
@@ -126,6 +138,47 @@ def _scaling(entries: list[Entry]) -> Table:
             alone, together = (t["median"] for t in times)
             numbers = (_three(x) for x in (1e3 * alone, 1e3 * together, alone / together))
             table.add_row(entry["name"] if name == BUILTIN else "", name, *numbers)
+    return table
+
+
+def _last_layer(rows: list[Entry]) -> Table:
+    title = "linear_cross_entropy, N, D, classes: in three bare products; forward in one"
+    table = _table(title, "")
+    table.columns[0].no_wrap = True
+    heads = ("three\nproducts, ms", "builtin", CHUNKED, OURS, "forward\nalone")
+    for head in heads:
+        table.add_column(head, justify="right")
+    for row in rows:
+        chunked = row["ratios"].get(CHUNKED)
+        table.add_row(
+            row["size"],
+            _time(row["seconds"][FLOOR], 1e3),
+            _ratio(row, BUILTIN, "floors"),
+            _three(chunked["floors"]) if chunked else "",
+            _ratio(row, OURS, "floors"),
+            _ratio(row, FORWARD, "products"),
+        )
+    return table
+
+
+def _hessian(entries: list[Entry]) -> Table:
+    (entry,) = entries
+    table = _table(f"Hessian-vector product: {entry['name']}", "", justify="right")
+    for head in ("ms", "in steps"):
+        table.add_column(head, justify="right")
+    for name, times in entry["seconds"].items():
+        table.add_row(name, _time(times, 1e3), _ratio(entry, name, "steps"))
+    return table
+
+
+def _last_layer_curve(points: list[Entry]) -> Table:
+    title = f"linear_cross_entropy, {points[0]['features']} features: ns a logit"
+    table = _table(title, "rows", "classes", FLOOR, OURS, "ratio", justify="right")
+    for point in points:
+        each = point["nanoseconds"]
+        sizes = (f"{point[size]:,}" for size in ("rows", "classes"))
+        numbers = (each[FLOOR], each[OURS], each[OURS] / each[FLOOR])
+        table.add_row(*sizes, *map(_three, numbers))
     return table
 
 
