@@ -11,6 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("transformers", reason="needs the extra [transformers]")
 
+from training import torchvision_cpu
+
+torchvision_cpu.ensure_importable()  # transformers imports it where it is installed
+
 import transformers
 
 from custom_ops.integrations.transformers import FusedCausalLM

@@ -52,6 +52,54 @@ def test_constructor_arguments_have_torchs_names_order_and_defaults(theirs):
     assert all(p.kind == p.KEYWORD_ONLY for p in got[len(want) :])
 
 
+def test_torchs_own_samples_of_the_last_layer_agree():
+    (info,) = (i for i in module_db if i.module_cls is nn.LinearCrossEntropyLoss)
+    samples = info.module_inputs_func(
+        info, device="cpu", dtype=torch.float32, requires_grad=True, training=True
+    )
+    for sample in samples:
+        made, called = sample.constructor_input, sample.forward_input
+        ours = custom_ops.LinearCrossEntropyLoss(*made.args, **made.kwargs)
+        builtin = nn.LinearCrossEntropyLoss(*made.args, **{**made.kwargs, "options": None})
+        builtin.load_state_dict(ours.state_dict())
+        got, want = (m(*called.args, **called.kwargs) for m in (ours, builtin))
+        torch.testing.assert_close(got, want, equal_nan=True)
+        for a, b in zip(
+            torch.autograd.grad(got.sum(), [called.args[0], *ours.parameters()]),
+            torch.autograd.grad(want.sum(), [called.args[0], *builtin.parameters()]),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b, equal_nan=True)
+
+
+def test_the_last_layers_constructor_has_torchs_names_and_defaults():
+    want = inspect.signature(nn.LinearCrossEntropyLoss.__init__).parameters.values()
+    got = inspect.signature(custom_ops.LinearCrossEntropyLoss.__init__).parameters
+    for p in want:
+        assert (got[p.name].default, got[p.name].kind) == (p.default, p.kind)
+
+
+def test_from_linear_keeps_a_tied_weight():
+    embedding, layer = nn.Embedding(7, 4), nn.Linear(4, 7, bias=False)
+    layer.weight = embedding.weight
+    loss = custom_ops.LinearCrossEntropyLoss.from_linear(layer, label_smoothing=0.1)
+    loss(embedding(torch.tensor([1, 2])), torch.tensor([3, 4])).backward()
+    copy = embedding.weight.detach().clone().requires_grad_()
+    h = nn.functional.embedding(torch.tensor([1, 2]), copy)
+    nn.functional.cross_entropy(h @ copy.T, torch.tensor([3, 4]), label_smoothing=0.1).backward()
+    torch.testing.assert_close(embedding.weight.grad, copy.grad)
+    assert sum(p is embedding.weight for p in nn.ModuleList([embedding, loss]).parameters()) == 1
+
+
+def test_the_last_layer_survives_pickle_and_copies():
+    loss = custom_ops.LinearCrossEntropyLoss(4, 7, bias=True, z_loss=0.1, block_rows=3)
+    x, t = torch.randn(5, 4), torch.arange(5)
+    for same in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+        assert torch.equal(same(x, t), loss(x, t))
+        assert repr(same) == repr(loss)
+    assert "z_loss=0.1, block_rows=3" in repr(loss)
+
+
 def test_positional_arguments_mean_what_they_mean_in_torch():
     weight = torch.rand(3)
     with pytest.warns(UserWarning, match="size_average and reduce args will be deprecated"):

@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import custom_ops
 from custom_ops import cross_entropy, log_softmax, softmax
-from custom_ops.kernels import native
+from custom_ops.kernels import Options, native
+from custom_ops.row import Row
 
 pytestmark = pytest.mark.skipif(native.library is None, reason=f"C++ kernels: {native.missing}")
 
@@ -69,6 +70,50 @@ def test_opcheck(shape: tuple[int, ...], dim: int, dtype: torch.dtype):
         opcheck(ops.cross_entropy_vjp_.default, args)
 
 
+@pytest.mark.parametrize("soft", [False, True])
+def test_opcheck_of_the_hessian_product(soft: bool):
+    z, target, weight, g, h = inputs((6, 40), 1, dtype=torch.float32, soft=soft)
+    _, M, L, _ = ops.cross_entropy(z, target, weight, 1, torch.float32, -100, 0.1, 0.2, 1.0, None, False)  # fmt: skip
+    args = (z, target, weight, torch.randn(6, 40), g, h, M, L, -100, 0.1, 0.2)
+    opcheck(ops.cross_entropy_hvp_.default, args)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("shape", [(6, 5), (9, 40), (3, 3000)])
+def test_the_hessian_product_is_the_derivative_of_the_gradient(shape, soft, dtype):
+    """Beside autograd through the float64 formulas of a row."""
+    z, target, weight, g, h = inputs(shape, 1, dtype=dtype, soft=soft)
+    u = torch.randn(shape).to(dtype)
+    numbers = (-100, 0.1, 0.2)
+    _, M, L, _ = ops.cross_entropy(z, target, weight, 1, native_dtype(dtype), *numbers, 1.0, None, False)  # fmt: skip
+    exact = [t.double().requires_grad_() for t in (z, g, h)]
+    o = Options(1, torch.float64, *numbers[:1], 0.1, 0.2, 1.0, None, False, False)
+    r = Row.of(exact[0], target.double() if soft else target, weight.double(), o)
+    dz = r.gradient(r.upstream(exact[1]), r.upstream(exact[2]))
+    wants = torch.autograd.grad(dz, exact, u.double())
+    place, change = z.clone(), u.clone()
+    d_g, d_h = ops.cross_entropy_hvp_(place, target, weight, change, g, h, M, L, *numbers)
+    tight = {} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-5}  # sums of C terms
+    for got, want in zip((place, change, d_g, d_h), (dz, *wants), strict=True):
+        torch.testing.assert_close(got.double(), want.detach().double(), **(
+            {"rtol": 1.6e-2, "atol": 1e-2} if dtype == torch.bfloat16 else tight))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rows", "classes", "features"),
+    [(1, 1, 1), (3, 5, 7), (7, 37, 65), (9, 4, 48), (130, 100, 130)],
+)
+def test_products_of_bfloat16_are_added_up_in_float32(rows: int, classes: int, features: int):
+    if not native.library.has_bf16_products:
+        pytest.skip("this processor multiplies no bfloat16")
+    dz, x = torch.randn(rows, classes).bfloat16(), torch.randn(rows, features).bfloat16()
+    total = torch.randn(classes, features)
+    want = total.double() + dz.double().T @ x.double()
+    assert native.add_product_(total, dz, x)
+    torch.testing.assert_close(total.double(), want, rtol=1e-5, atol=1e-5)
+
+
 def test_every_operator_is_checked():
     registered = {str(s.name) for s in torch._C._jit_get_all_schemas() if "custom_ops::" in s.name}
     assert registered == {
@@ -77,8 +122,11 @@ def test_every_operator_is_checked():
             "checked_labels",  # by the tests of the eager kernels
             "contract",
             "cross_entropy",
+            "cross_entropy_hvp_",
             "cross_entropy_vjp",
             "cross_entropy_vjp_",
+            "linear_cross_entropy",  # by tests/test_last_layer_transforms.py
+            "linear_cross_entropy_vjp",
             "log_softmax_jvp",
             "log_softmax_vjp",
             "softmax",

@@ -17,6 +17,7 @@ from custom_ops.kernels.options import Options, statistics_dtype
 
 __all__ = [
     "Options",
+    "add_product_",
     "advised",
     "backend",
     "contract",
@@ -127,6 +128,14 @@ def cross_entropy_vjp_(
 def total(x: Tensor) -> Tensor:
     """Σ x, 0-d; the C++ kernel adds in one order, however many threads there are."""
     return _chosen(x).total(x)
+
+
+def add_product_(total: Tensor, dz: Tensor, x: Tensor) -> None:
+    """Σ += dzᵀ x, added up in the dtype of the sum; dz and x may be of a half type."""
+    if total.dtype == dz.dtype:
+        total.addmm_(dz.t(), x)
+    elif not native.add_product_(total, dz, x):
+        total.addmm_(dz.t().to(total.dtype), x.to(total.dtype))
 
 
 def advised(fresh: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 #: What the logits of a block may take. Few rows make slow products: each reads all of W again.
-BLOCK_BYTES = 48 << 20
+BLOCK_BYTES = 50 << 20
 LEAST_ROWS = 64
 
 
@@ -253,7 +253,7 @@ class _Sums:
 
     def _add_dW(self, dz: Tensor, x: Tensor) -> None:
         if self.dW is not None:
-            self.dW.addmm_(dz.t().to(self.dW.dtype), x.to(self.dW.dtype))
+            kernels.add_product_(self.dW, dz, x)
 
     def products(self) -> Products:
         return Products(self.dx, self.dW, self.db)

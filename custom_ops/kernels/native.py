@@ -18,6 +18,7 @@ from custom_ops.kernels.options import Options
 from custom_ops.kernels.plain import is_plain
 
 __all__ = [
+    "add_product_",
     "advise_huge_pages",
     "capability",
     "contract",
@@ -153,6 +154,16 @@ def cross_entropy_hvp_(
 def total(x: Tensor) -> Tensor:
     """Σ x, 0-d."""
     return torch.ops.custom_ops.total(x)
+
+
+def add_product_(total: Tensor, dz: Tensor, x: Tensor) -> bool:
+    """Add dzᵀ x, products of bfloat16 numbers, in float32; return False where it cannot be done."""
+    if library is None or not library.has_bf16_products or dz.dtype != torch.bfloat16:
+        return False
+    if not takes(total, dz, x):
+        return False
+    library.add_product(total, dz.contiguous(), x.contiguous())
+    return True
 
 
 def advise_huge_pages(fresh: Tensor) -> None:

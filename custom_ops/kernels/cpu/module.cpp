@@ -5,6 +5,7 @@
 
 #include "nodes.h"
 #include "operators.h"
+#include "products.h"
 
 namespace custom_ops {
 namespace {
@@ -89,5 +90,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("log_softmax", softmax_node<true>);
   m.def("cross_entropy", cross_entropy_node);
   m.def("advise_huge_pages", advise_huge_pages);
+  m.attr("has_bf16_products") = has_bf16_products();
+  m.def("add_product", add_product, py::call_guard<py::gil_scoped_release>());
   m.def("set_vjp", [](const std::string& name, py::object vjp) { vjps()[name] = std::move(vjp); });
 }
