@@ -15,9 +15,9 @@ from training import torchvision_cpu
 
 torchvision_cpu.ensure_importable()  # transformers imports it where it is installed
 
-import transformers
+import transformers  # noqa: E402
 
-from custom_ops.integrations.transformers import FusedCausalLM
+from custom_ops.integrations.transformers import FusedCausalLM  # noqa: E402
 
 CLASSES = 97
 BATCH, CONTEXT = 3, 10

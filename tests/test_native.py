@@ -73,8 +73,9 @@ def test_opcheck(shape: tuple[int, ...], dim: int, dtype: torch.dtype):
 @pytest.mark.parametrize("soft", [False, True])
 def test_opcheck_of_the_hessian_product(soft: bool):
     z, target, weight, g, h = inputs((6, 40), 1, dtype=torch.float32, soft=soft)
-    _, M, L, _ = ops.cross_entropy(z, target, weight, 1, torch.float32, -100, 0.1, 0.2, 1.0, None, False)  # fmt: skip
-    args = (z, target, weight, torch.randn(6, 40), g, h, M, L, -100, 0.1, 0.2)
+    numbers = (-100, 0.1, 0.2)
+    _, M, L, _ = ops.cross_entropy(z, target, weight, 1, torch.float32, *numbers, 1.0, None, False)
+    args = (z, target, weight, torch.randn(6, 40), g, h, M, L, *numbers)
     opcheck(ops.cross_entropy_hvp_.default, args)
 
 
@@ -86,18 +87,21 @@ def test_the_hessian_product_is_the_derivative_of_the_gradient(shape, soft, dtyp
     z, target, weight, g, h = inputs(shape, 1, dtype=dtype, soft=soft)
     u = torch.randn(shape).to(dtype)
     numbers = (-100, 0.1, 0.2)
-    _, M, L, _ = ops.cross_entropy(z, target, weight, 1, native_dtype(dtype), *numbers, 1.0, None, False)  # fmt: skip
+    _, M, L, _ = ops.cross_entropy(
+        z, target, weight, 1, native_dtype(dtype), *numbers, 1.0, None, False
+    )
     exact = [t.double().requires_grad_() for t in (z, g, h)]
-    o = Options(1, torch.float64, *numbers[:1], 0.1, 0.2, 1.0, None, False, False)
+    o = Options(1, torch.float64, *numbers, 1.0, None, False, False)
     r = Row.of(exact[0], target.double() if soft else target, weight.double(), o)
     dz = r.gradient(r.upstream(exact[1]), r.upstream(exact[2]))
     wants = torch.autograd.grad(dz, exact, u.double())
     place, change = z.clone(), u.clone()
     d_g, d_h = ops.cross_entropy_hvp_(place, target, weight, change, g, h, M, L, *numbers)
-    tight = {} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-5}  # sums of C terms
+    # results of several terms, each with the rounding of M, L or of a logit
+    half = dtype == torch.bfloat16
+    tolerance = {"rtol": 1.6e-2, "atol": 1e-2} if half else {"rtol": 1e-5, "atol": 1e-5}
     for got, want in zip((place, change, d_g, d_h), (dz, *wants), strict=True):
-        torch.testing.assert_close(got.double(), want.detach().double(), **(
-            {"rtol": 1.6e-2, "atol": 1e-2} if dtype == torch.bfloat16 else tight))  # fmt: skip
+        torch.testing.assert_close(got.double(), want.detach().double(), **tolerance)
 
 
 @pytest.mark.parametrize(

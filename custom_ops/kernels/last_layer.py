@@ -44,8 +44,8 @@ class Blocks:
     wanted: tuple[bool, bool, bool]  #: whether dx, dW, db are, of Σℓ
     rows: int | None  #: of a block; None for as many as `BLOCK_BYTES` allows
 
-    def of(self, rows: int, logit_bytes: int, least: int = LEAST_ROWS) -> int:
-        """Return the rows of a block in which C logits take `logit_bytes` a row."""
+    def of(self, rows: int, logit_bytes: int, least: int) -> int:
+        """Return the rows of a block whose logits take `logit_bytes` a row; `least` at least."""
         if self.rows:
             return self.rows
         most = max(BLOCK_BYTES // max(logit_bytes, 1), least)
@@ -203,7 +203,7 @@ def _logits(
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield each block's rows and logits, all in the same memory."""
     N, C = len(x), len(W)
-    size = blocks.of(N, C * x.element_size() * buffers)
+    size = blocks.of(N, C * x.element_size() * buffers, LEAST_ROWS)
     buffer = kernels.advised(x.new_empty(min(size, N), C))
     for start in range(0, N, size):
         part = slice(start, min(start + size, N))
