@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="fewer rounds: on two idle cores two minutes, not seven",
+        help="fewer rounds and cases: on two idle cores two minutes, not fifteen",
     )
     parser.add_argument(
         "--only",

@@ -39,7 +39,7 @@ def bench():
         patch.setattr(last_layer, "CASES", tuple(map(tiny_last_layer, last_layer.CASES)))
         patch.setattr(last_layer, "MEMORY", tiny_last_layer(last_layer.MEMORY))
         patch.setattr(last_layer, "CURVE_CLASSES", (2, 5))
-        quick = bench.plan.Plan(effort, curve_elements=20, last_layer=effort, chunked=True)
+        quick = bench.plan.Plan(effort, curve_elements=20, last_layer=effort, whole_last_layer=True)
         patch.setattr(bench.plan, "QUICK", quick)
         patch.setattr(torch, "compile", lambda function, **_: function)
         yield bench

@@ -167,7 +167,7 @@ def linear_cross_entropy_hvp(
     sums = _Sums(x, W, b, blocks)
     d_g, d_h = torch.empty_like(M), torch.empty_like(M)
     buffer = None
-    for part, z in _logits(x, W, b, blocks, buffers=2):
+    for part, z in _logits(x, W, b, blocks):
         buffer = kernels.advised(torch.empty_like(z)) if buffer is None else buffer
         u, vx = buffer[: len(z)], None if v.input is None else v.input[part]
         _direction(u, x[part], W, vx, v.linear_weight, v.linear_bias)
@@ -199,11 +199,11 @@ def _direction(
 
 
 def _logits(
-    x: Tensor, W: Tensor, b: Tensor | None, blocks: Blocks, buffers: int = 1
+    x: Tensor, W: Tensor, b: Tensor | None, blocks: Blocks
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield each block's rows and logits, all in the same memory."""
     N, C = len(x), len(W)
-    size = blocks.of(N, C * x.element_size() * buffers, LEAST_ROWS)
+    size = blocks.of(N, C * x.element_size(), LEAST_ROWS)
     buffer = kernels.advised(x.new_empty(min(size, N), C))
     for start in range(0, N, size):
         part = slice(start, min(start + size, N))

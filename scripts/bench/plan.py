@@ -30,7 +30,7 @@ class Plan:
     effort: Effort
     curve_elements: int
     last_layer: Effort  #: whose calls take tenths of a second
-    chunked: bool  #: whether torch's chunked path takes part
+    whole_last_layer: bool  #: all of its cases, torch's chunks, memory, Hessian and curve
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -42,13 +42,13 @@ THOROUGH = Plan(
     Effort(warm_up=2, least=15, most=100, seconds=8),
     curve_elements=2**24,
     last_layer=Effort(warm_up=1, least=7, most=20, seconds=8),
-    chunked=True,
+    whole_last_layer=True,
 )
 QUICK = Plan(
     Effort(warm_up=1, least=3, most=25, seconds=0.3),
     curve_elements=2**22,
     last_layer=Effort(warm_up=0, least=2, most=3, seconds=0.3),
-    chunked=False,
+    whole_last_layer=False,
 )
 
 
@@ -80,12 +80,15 @@ def steps(plan: Plan, threads: int) -> list[Step]:
 
 
 def _last_layer_steps(plan: Plan, threads: int) -> list[Step]:
-    effort, case = plan.last_layer, last_layer.MEMORY
+    effort, case, whole = plan.last_layer, last_layer.MEMORY, plan.whole_last_layer
+    rows = [
+        Step("last layer", c.name, partial(last_layer.row, c, effort, whole))
+        for c in (last_layer.CASES if whole else last_layer.QUICK)
+    ]
+    if not whole:
+        return rows
     return [
-        *(
-            Step("last layer", c.name, partial(last_layer.row, c, effort, plan.chunked))
-            for c in last_layer.CASES
-        ),
+        *rows,
         Step(
             "last layer memory",
             f"memory: {case.name}",
