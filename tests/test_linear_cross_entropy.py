@@ -117,9 +117,8 @@ def test_any_number_of_leading_dimensions(lead, kind, reduction):
     assert torch.equal(stats.prediction, prediction)
 
 
-@pytest.mark.parametrize("block_rows", [None, 2])
 @pytest.mark.parametrize("reduction", ["none", "mean"])
-def test_first_second_and_mixed_derivatives(kind, options, reduction, block_rows):
+def test_first_second_and_mixed_derivatives(kind, options, reduction):
     if reduction != "mean":
         options.pop("normalizer", None)
     x, W, t, b, w = case(kind, options)
@@ -127,7 +126,7 @@ def test_first_second_and_mixed_derivatives(kind, options, reduction, block_rows
 
     def f(x, W, b, w, t=t):
         return linear_cross_entropy(
-            x, W, t, b, weight=w, reduction=reduction, block_rows=block_rows, **options
+            x, W, t, b, weight=w, reduction=reduction, block_rows=2, **options
         )
 
     assert gradcheck(f, inputs, check_forward_ad=True, check_batched_grad=True)
