@@ -133,7 +133,7 @@ def linear_cross_entropy(
 
     Names and order are those of torch.nn.functional.linear_cross_entropy; what it computes, with
     every option, is `custom_ops.cross_entropy` of the logits. Logits and their gradient exist for a
-    block of rows at a time: at most 48 MiB (of 64 rows at least), whatever N. Every derivative of
+    block of rows at a time: at most 50 MiB (of 64 rows at least), whatever N. Every derivative of
     any order is exact, and double backward, Hessian-vector products and forward mode go by blocks
     as well.
 
@@ -158,7 +158,7 @@ def linear_cross_entropy(
         logit_scale: α; multiplies W x + b, before the cap.
         normalizer: replaces the denominator of the mean, as in `cross_entropy`.
         dtype: of the loss.
-        block_rows: rows of a block; None takes as many as its 48 MiB hold. The answer depends on it
+        block_rows: rows of a block; None takes as many as its 50 MiB hold. The answer depends on it
             only by the order in which the rows of dW are added.
         return_stats: whether to return (loss, stats) with the rows' `lse` and `prediction`.
 
