@@ -14,8 +14,11 @@ __all__ = ["check_block_rows", "check_linear", "chosen_ignore_index"]
 
 def check_linear(
     input: Tensor, linear_weight: object, linear_bias: object, target: object
-) -> tuple[int, ...]:
-    """Raise unless the tensors fit each other, and return the shape of the rows, (N, d1, …, dk)."""
+) -> tuple[tuple[int, ...], bool]:
+    """Raise unless the tensors fit each other.
+
+    Return the shape of the rows, (N, d1, …, dk), and whether the target has that of probabilities.
+    """
     for name, tensor in (("linear_weight", linear_weight), ("target", target)):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
@@ -48,14 +51,13 @@ def check_linear(
         _check_bias(linear_bias, linear_weight, input)
     rows = (*input.shape[:-1], *positions)
     probabilities = (*input.shape[:1], C, *positions) if positions else (*rows, C)
-    if target.shape == probabilities and (target.shape != rows or target.is_floating_point()):
-        return rows
-    if target.shape != rows and not (rows == () and target.shape == (1,)):
+    soft = target.shape == probabilities
+    if not soft and target.shape != rows and not (rows == () and target.shape == (1,)):
         raise ArgumentError(
             f"target must hold a label for each row, shape {rows}, or class probabilities, shape "
             f"{probabilities}; got shape {tuple(target.shape)}"
         )
-    return rows
+    return rows, soft
 
 
 def _check_bias(linear_bias: object, linear_weight: Tensor, input: Tensor) -> None:

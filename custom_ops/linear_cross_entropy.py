@@ -177,8 +177,7 @@ def linear_cross_entropy(
     """
     check_input("linear_cross_entropy", input, None)
     check_dtype("linear_cross_entropy", dtype)
-    rows_shape = check_linear(input, linear_weight, linear_bias, target)
-    soft = target.dim() > len(rows_shape)
+    rows_shape, soft = check_linear(input, linear_weight, linear_bias, target)
     index = chosen_ignore_index(ignore_index, soft)
     check_normalizer(normalizer, reduction)
     rows = check_block_rows(block_rows, options)
@@ -425,7 +424,7 @@ class _LinearCrossEntropyVjp(Function):
     @staticmethod
     def plain(x: Tensor, W: Tensor, b: Tensor | None, *rest: Any) -> Any:
         target, weight, g, h, *_, o, blocks, _ = rest
-        sums = _Sums(blocks.wanted)
+        sums = _Sums(blocks.wanted, x.dtype)
         for part, xs in _parts(x, W, target, o, blocks):
             r = Row.of(F.linear(xs, W, b), target[part], weight, o)
             sums.add(r.gradient(*_upstream(r, g, h, part)), xs, W)
@@ -446,7 +445,7 @@ class _LinearCrossEntropyVjp(Function):
             return (None,) * len(needs)
         if not any(needs[3:5]) and last_layer.takes_hvp(o, *ctx.saved_tensors, v_x, v_W, v_b):
             return _hvp(ctx, Products(v_x, v_W, v_b))
-        sums, rows, others = _Sums(needs[:3]), [], []
+        sums, rows, others = _Sums(needs[:3], x.dtype), [], []
         for part, xs in _parts(x, W, target, o, ctx.blocks):
             t = target[part]
             r = Row.of(F.linear(xs, W, b), t, weight, o)
@@ -489,7 +488,7 @@ class _LinearCrossEntropyVjpWithJvp(_LinearCrossEntropyVjp):
         *_: None,
     ) -> Any:
         x, W, b, target, weight, g, h, _, _ = ctx.saved_tensors
-        sums = _Sums(ctx.blocks.wanted)
+        sums = _Sums(ctx.blocks.wanted, x.dtype)
         dg = dg if dg is None or dg.dim() else dg.expand(len(x))
         for part, xs in _parts(x, W, target, ctx.o, ctx.blocks):
             r = Row.of(F.linear(xs, W, b), target[part], weight, ctx.o)
@@ -588,8 +587,8 @@ def _scaled(product: Tensor, g: Tensor, dtype: torch.dtype, give: bool) -> Tenso
 class _Sums:
     """dz W, dzᵀ x and Σ dz of the blocks that came in, as far as wanted; differentiable."""
 
-    def __init__(self, wanted: Sequence[bool]) -> None:
-        self.wanted = wanted
+    def __init__(self, wanted: Sequence[bool], dtype: torch.dtype) -> None:
+        self.wanted, self.dtype = wanted, dtype
         self.rows: list[Tensor] = []
         self.dW: Tensor | None = None
         self.db: Tensor | None = None
@@ -610,7 +609,9 @@ class _Sums:
             self.db = db if self.db is None else self.db + db
 
     def products(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        return torch.cat(self.rows) if self.wanted[0] else None, self.dW, self.db
+        dW = None if self.dW is None else self.dW.to(self.dtype)
+        db = None if self.db is None else self.db.to(self.dtype)
+        return torch.cat(self.rows) if self.wanted[0] else None, dW, db
 
 
 def _one_by_one(

@@ -359,6 +359,30 @@ def test_empty_as_the_plain_form(name, reduction):
             assert_close(a, c, equal_nan=True)
 
 
+def test_a_single_row_takes_its_label_with_or_without_a_dimension():
+    x, W = torch.randn(3), torch.randn(4, 3)
+    want = F.linear_cross_entropy(x, W, torch.tensor([2]))
+    assert_close(linear_cross_entropy(x, W, torch.tensor([2])), want)
+    assert_close(linear_cross_entropy(x, W, torch.tensor(2)), want)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_tangents_of_gradients_have_the_half_types_too(dtype, reduction):
+    x, W, t, b, _ = case("labels", {}, dtype)
+
+    def gradients(x, W, b):
+        return torch.func.grad(
+            lambda *a: linear_cross_entropy(
+                *a[:2], t, a[2], reduction=reduction, block_rows=2
+            ).sum(),
+            (0, 1, 2),
+        )(x, W, b)
+
+    values, tangents = torch.func.jvp(gradients, (x, W, b), (x, W, b))
+    assert {s.dtype for s in (*values, *tangents)} == {dtype}
+
+
 def test_all_rows_ignored():
     x, W, _, b, _ = case("labels", {})
     t = torch.full((5,), -100)

@@ -84,7 +84,7 @@ def linear_cross_entropy(
 
     x is (N, D), W (C, D), b (C,), the target (N,) or (N, C).
     """
-    counted = _counted_rows(x, target, o)
+    counted = _counted_rows(target, o)
     if counted is not None:
         found = linear_cross_entropy(x[counted], W, b, target[counted], weight, o, blocks)
         return _spread(found, counted, len(x))
@@ -119,7 +119,7 @@ def linear_cross_entropy_vjp(
     blocks: Blocks,
 ) -> Products:
     """Return dx, dW, db for the upstream gradients g of ℓ and h of lse, one a row."""
-    counted = _counted_rows(x, target, o)
+    counted = _counted_rows(target, o)
     if counted is not None:
         g, M, L = g[counted], M[counted], L[counted]
         h = None if h is None else h[counted]
@@ -259,7 +259,7 @@ class _Sums:
         return Products(self.dx, self.dW, self.db)
 
 
-def _counted_rows(x: Tensor, target: Tensor, o: Options) -> Tensor | None:
+def _counted_rows(target: Tensor, o: Options) -> Tensor | None:
     """Return the rows that count, where some do not and asking does not wait for a device."""
     if target.is_floating_point() or not _can_be_read(target):
         return None

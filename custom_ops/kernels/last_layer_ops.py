@@ -31,7 +31,17 @@ def linear_cross_entropy(
 ) -> Outputs:
     """Return what `last_layer.linear_cross_entropy` does, through the operator."""
     loss, M, L, prediction, *products = torch.ops.custom_ops.linear_cross_entropy(
-        x, W, b, target, weight, *_numbers(o), o.predict, blocks.total, blocks.wanted, blocks.rows
+        x,
+        W,
+        b,
+        target,
+        weight,
+        o.dtype,
+        *o.numbers,
+        o.predict,
+        blocks.total,
+        blocks.wanted,
+        blocks.rows,
     )
     return Outputs(
         loss, M, L, prediction if o.predict else None, _wanted_of(products, blocks.wanted)
@@ -54,14 +64,9 @@ def linear_cross_entropy_vjp(
     """Return what `last_layer.linear_cross_entropy_vjp` does, through the operator."""
     tensors = x, W, b, target, weight, g, h, M, L
     products = torch.ops.custom_ops.linear_cross_entropy_vjp(
-        *tensors, *_numbers(o), blocks.wanted, blocks.rows
+        *tensors, o.dtype, *o.numbers, blocks.wanted, blocks.rows
     )
     return _wanted_of(products, blocks.wanted)
-
-
-def _numbers(o: Options) -> tuple[Any, ...]:
-    numbers = o.ignore_index, o.label_smoothing, o.z_loss, o.logit_scale, o.softcap
-    return o.dtype, *numbers
 
 
 def _options(

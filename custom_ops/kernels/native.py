@@ -96,7 +96,7 @@ def cross_entropy(
     if not (target.is_floating_point() or target.dtype == torch.int64):
         target = checked_labels(target, input.shape[o.dim], o.ignore_index)
     loss, M, L, prediction = torch.ops.custom_ops.cross_entropy(
-        _readable(input, o), _readable(target, o), weight, o.dim, o.dtype, *_numbers(o), o.predict
+        _readable(input, o), _readable(target, o), weight, o.dim, o.dtype, *o.numbers, o.predict
     )
     return loss, M, L, prediction if o.predict else None
 
@@ -113,7 +113,7 @@ def cross_entropy_vjp(
 ) -> Tensor:
     """Return z'(x) ⊙ (a·p − g·ỹ), as `eager.cross_entropy_vjp`."""
     tensors = _readable(input, o), _readable(target, o), weight, g, h, M, L
-    return torch.ops.custom_ops.cross_entropy_vjp(*tensors, o.dim, *_numbers(o)).to(input.dtype)
+    return torch.ops.custom_ops.cross_entropy_vjp(*tensors, o.dim, *o.numbers).to(input.dtype)
 
 
 def cross_entropy_vjp_(
@@ -131,7 +131,7 @@ def cross_entropy_vjp_(
     if _readable(logits, o) is not logits:
         return logits.copy_(cross_entropy_vjp(logits, target, weight, g, h, M, L, o))
     tensors = logits, _readable(target, o), weight, g, h, M, L
-    torch.ops.custom_ops.cross_entropy_vjp_(*tensors, o.dim, *_numbers(o))
+    torch.ops.custom_ops.cross_entropy_vjp_(*tensors, o.dim, *o.numbers)
     return logits
 
 
@@ -148,7 +148,7 @@ def cross_entropy_hvp_(
 ) -> tuple[Tensor, Tensor]:
     """Put dz in the place of z and ∂⟨u, dz⟩/∂z in that of u; return ∂⟨u, dz⟩ over ∂g and ∂h."""
     tensors = z, _readable(target, o), weight, u, g, h, M, L
-    return torch.ops.custom_ops.cross_entropy_hvp_(*tensors, *_numbers(o)[:3])
+    return torch.ops.custom_ops.cross_entropy_hvp_(*tensors, *o.numbers[:3])
 
 
 def total(x: Tensor) -> Tensor:
@@ -168,8 +168,8 @@ def add_product_(total: Tensor, dz: Tensor, x: Tensor) -> bool:
 
 def advise_huge_pages(fresh: Tensor) -> None:
     """Ask for huge pages under `fresh` before its first touch."""
-    if type(fresh) is Tensor and library is not None:
-        library.advise_huge_pages(fresh)
+    assert library is not None
+    library.advise_huge_pages(fresh)
 
 
 def _readable(x: Tensor, o: Options) -> Tensor:
@@ -178,10 +178,6 @@ def _readable(x: Tensor, o: Options) -> Tensor:
         return x.to(torch.int64)
     half = o.dtype == torch.float32 and x.dtype in (torch.float16, torch.bfloat16)
     return x if half else x.to(o.dtype)
-
-
-def _numbers(o: Options) -> tuple[int, float, float, float, float | None]:
-    return o.ignore_index, o.label_smoothing, o.z_loss, o.logit_scale, o.softcap
 
 
 if library is not None:

@@ -26,6 +26,12 @@ class Options:
     predict: bool  #: whether the arg-max is wanted
     inplace: bool  #: whether the gradient takes the place of the input
 
+    @property
+    def numbers(self) -> tuple[int, float, float, float, float | None]:
+        """Those of every cross-entropy operator, in the order of its schema."""
+        regularised = self.label_smoothing, self.z_loss
+        return self.ignore_index, *regularised, self.logit_scale, self.softcap
+
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype for sums, maxima and exponentials: float32 for the half types."""

@@ -100,7 +100,7 @@ def cross_entropy(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Return ℓ, M, L and the prediction (None unless it is wanted), as `eager.cross_entropy`."""
     loss, M, L, prediction = _operators().cross_entropy(
-        input, target, weight, o.dim, o.dtype, *_numbers(o), o.predict
+        input, target, weight, o.dim, o.dtype, *o.numbers, o.predict
     )
     return loss, M, L, prediction if o.predict else None
 
@@ -116,7 +116,7 @@ def cross_entropy_vjp(
     o: Options,
 ) -> Tensor:
     """Return z'(x) ⊙ (a·p − g·ỹ), as `eager.cross_entropy_vjp`."""
-    return _operators().cross_entropy_vjp(input, target, weight, g, h, M, L, o.dim, *_numbers(o))
+    return _operators().cross_entropy_vjp(input, target, weight, g, h, M, L, o.dim, *o.numbers)
 
 
 def cross_entropy_vjp_(
@@ -131,7 +131,7 @@ def cross_entropy_vjp_(
 ) -> Tensor:
     """Write `cross_entropy_vjp` over the input, and return it."""
     logits, operators = input.detach(), _operators()
-    operators.cross_entropy_vjp_(logits, target, weight, g, h, M, L, o.dim, *_numbers(o))
+    operators.cross_entropy_vjp_(logits, target, weight, g, h, M, L, o.dim, *o.numbers)
     if operators is library:  # a kernel launched by hand tells autograd nothing
         torch.autograd.graph.increment_version(logits)
     return logits
@@ -139,7 +139,3 @@ def cross_entropy_vjp_(
 
 # torch adds on CUDA in one order too, with a cheaper launch.
 total = eager.total
-
-
-def _numbers(o: Options) -> tuple[int, float, float, float, float | None]:
-    return o.ignore_index, o.label_smoothing, o.z_loss, o.logit_scale, o.softcap
