@@ -335,7 +335,7 @@ def test_a_rows_bits_are_the_same_in_every_batch_and_every_run(path):
 def operator_arguments(shape, dim, dtype, soft) -> dict[str, tuple]:
     o = options("all", dim, dtype)
     x, target, weight = case(shape, dim, o, dtype, soft, True)
-    numbers = triton._numbers(o)
+    numbers = o.numbers
     _, M, L, _ = eager.cross_entropy(x, target, weight, o)
     vjp = (x, target, weight, torch.randn_like(M), torch.randn_like(M), M, L, dim, *numbers)
     return {
