@@ -11,7 +11,6 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
-#include <memory>
 
 #include "layout.h"
 #include "vectors.h"
@@ -19,12 +18,18 @@
 namespace custom_ops {
 
 constexpr int64_t BLOCK = 128;
-constexpr int64_t FEW_CLASSES = 32;
+constexpr int64_t RUN = 32;  // classes of a block that are worked on together
+constexpr int64_t FEW_CLASSES = RUN;
 constexpr int64_t WORK = 1 << 15;  // elements below which a second thread costs more than it gives
 
 // Rows first … first + n − 1; `column` of `outer` where they lie side by side.
 struct Block {
   int64_t first, n, outer, column;
+
+  // Where row `first` + i begins.
+  int64_t at(const View& x, int64_t i) const {
+    return x.inner > 1 ? outer * x.stride + column + i : (first + i) * x.stride;
+  }
 };
 
 inline bool in_blocks(const View& x) { return x.inner > 1 || x.classes <= FEW_CLASSES; }
@@ -52,40 +57,59 @@ void each_block(const View& x, F f) {
   });
 }
 
-// What a block reads: for class k, one number for each of its rows.
+// Calls f(first, count) for every run of up to RUN classes.
+template <typename F>
+void each_run(int64_t classes, F f) {
+  for (int64_t first = 0; first < classes; first += RUN) f(first, std::min(RUN, classes - first));
+}
+
+// A run of a block's classes, side by side in the first-level cache: where `inner` is a power of two,
+// the rows of different classes would take each other's places there.
 template <typename acc_t>
-class Slices {
+class Tile {
  public:
-  Slices(const Source<acc_t>& source, const View& x, const Block& b)
-      : source_(source), base_(b.outer * x.stride + b.column), step_(x.inner), n_(b.n) {
-    if (x.inner > 1) return;
-    tile_.reset(new acc_t[x.classes * b.n]);
-    const int64_t first = b.first * x.stride;
-    if (source.direct()) {
-      transpose(source.load(first, 0, nullptr), x.stride, b.n, x.classes, tile_.get(), b.n);
-      return;
-    }
-    acc_t rows[BLOCK * FEW_CLASSES];
-    for (int64_t r = 0; r < b.n; ++r) {
-      source.load(first + r * x.stride, x.classes, &rows[r * x.classes]);
-    }
-    transpose(rows, x.classes, b.n, x.classes, tile_.get(), b.n);
-  }
+  Tile(const Source<acc_t>& source, const View& x, const Block& b)
+      : source_(source), x_(x), b_(b), base_(b.outer * x.stride + b.column) {}
 
-  const acc_t* operator[](int64_t k) {
-    return tile_ ? &tile_[k * n_] : source_.load(base_ + k * step_, n_, buffer_);
-  }
-
-  // Of class k and row r, without the other rows.
-  acc_t at(int64_t k, int64_t r) const {
-    return tile_ ? tile_[k * n_ + r] : source_[base_ + k * step_ + r];
+  // Reads the run, unless it is there: a block of one run is read once.
+  acc_t* read(int64_t first, int64_t count) {
+    if (first == first_) return values_;
+    first_ = first;
+    if (x_.inner == 1) {
+      read_rows();
+      return values_;
+    }
+    for (int64_t k = 0; k < count; ++k) {
+      const int64_t at = base_ + (first + k) * x_.inner;
+      // the processor does not foresee the step to the next class
+      for (int64_t i = 0; i < b_.n; i += LINE) source_.prefetch(at + AHEAD * x_.inner + i);
+      const acc_t* slice = source_.load(at, b_.n, values_ + k * b_.n);
+      if (slice != values_ + k * b_.n) std::copy_n(slice, b_.n, values_ + k * b_.n);
+    }
+    return values_;
   }
 
  private:
+  static constexpr int64_t LINE = 64 / sizeof(acc_t), AHEAD = 4;
+
+  void read_rows() {
+    const int64_t first = b_.first * x_.stride;
+    if (source_.direct()) {
+      transpose(source_.load(first, 0, nullptr), x_.stride, b_.n, x_.classes, values_, b_.n);
+      return;
+    }
+    acc_t rows[BLOCK * FEW_CLASSES];
+    for (int64_t r = 0; r < b_.n; ++r) {
+      source_.load(first + r * x_.stride, x_.classes, &rows[r * x_.classes]);
+    }
+    transpose(rows, x_.classes, b_.n, x_.classes, values_, b_.n);
+  }
+
   Source<acc_t> source_;
-  int64_t base_, step_, n_;
-  std::unique_ptr<acc_t[]> tile_;
-  acc_t buffer_[BLOCK];
+  const View& x_;
+  const Block& b_;
+  int64_t base_, first_ = -1;
+  alignas(64) acc_t values_[BLOCK * RUN];
 };
 
 // What a block writes.
@@ -93,28 +117,26 @@ template <typename acc_t>
 class SliceSink {
  public:
   SliceSink(const Sink<acc_t>& sink, const View& x, const Block& b)
-      : sink_(sink), x_(x), b_(b), base_(b.outer * x.stride + b.column) {
-    if (x.inner == 1) tile_.reset(new acc_t[x.classes * b.n]);
-  }
+      : sink_(sink), x_(x), b_(b), base_(b.outer * x.stride + b.column) {}
 
   acc_t* begin(int64_t k) {
-    return tile_ ? &tile_[k * b_.n] : sink_.begin(base_ + k * x_.inner, buffer_);
+    return x_.inner == 1 ? values_ + k * b_.n : sink_.begin(base_ + k * x_.inner, values_);
   }
 
   void end(int64_t k) {
-    if (!tile_) sink_.end(buffer_, base_ + k * x_.inner, b_.n);
+    if (x_.inner > 1) sink_.end(values_, base_ + k * x_.inner, b_.n);
   }
 
   ~SliceSink() {
-    if (!tile_) return;
+    if (x_.inner > 1) return;
     const int64_t first = b_.first * x_.stride;
     if (sink_.direct()) {
       acc_t* rows = sink_.begin(first, nullptr);
-      transpose(tile_.get(), b_.n, x_.classes, b_.n, rows, x_.stride);
+      transpose(values_, b_.n, x_.classes, b_.n, rows, x_.stride);
       return;
     }
     acc_t rows[BLOCK * FEW_CLASSES];
-    transpose(tile_.get(), b_.n, x_.classes, b_.n, rows, x_.classes);
+    transpose(values_, b_.n, x_.classes, b_.n, rows, x_.classes);
     for (int64_t r = 0; r < b_.n; ++r) {
       sink_.end(&rows[r * x_.classes], first + r * x_.stride, x_.classes);
     }
@@ -125,8 +147,7 @@ class SliceSink {
   const View& x_;
   const Block& b_;
   int64_t base_;
-  std::unique_ptr<acc_t[]> tile_;
-  acc_t buffer_[BLOCK];
+  alignas(64) acc_t values_[BLOCK * FEW_CLASSES];
 };
 
 }  // namespace custom_ops

@@ -7,6 +7,8 @@
 // itself; the even share ε/C of all classes is one more sum, where there is one.
 #pragma once
 
+#include <optional>
+
 #include "statistics.h"
 
 namespace custom_ops {
@@ -56,7 +58,7 @@ class Cap {
   // z of a run: x itself, or computed in `buffer` (which may hold x).
   const acc_t* operator()(const acc_t* x, int64_t n, acc_t* buffer) const {
     if (identity_) return x;
-    each_vector<acc_t>(n, [&](int64_t i, int64_t count) {
+    each_vector<acc_t>(n, [&](int64_t i, int64_t count) CUSTOM_OPS_INLINE {
       const auto v = Vec<acc_t>::loadu(x + i, count);
       (capped_ ? Vec<acc_t>(cap_) * (v * Vec<acc_t>(inner_)).tanh() : v * Vec<acc_t>(scale_))
           .store(buffer + i, count);
@@ -127,51 +129,84 @@ struct RowResults {
   }
 };
 
-template <typename acc_t>
-void forward_row(const Problem<acc_t>& q, const RowResults<acc_t>& results, int64_t r) {
+// Calls f(z, capped) for n logits of the numbers at x, where z(i, count) reads them: as they lie
+// there, or from `buffer` where they are capped or scaled.
+template <typename T, typename F>
+inline void with_logits(const Cap<acc_of<T>>& cap, const T* x, int64_t n, acc_of<T>* buffer, F f) {
+  if (cap.identity()) {
+    f([x](int64_t i, int64_t count) CUSTOM_OPS_INLINE { return load(x + i, count); },
+      std::false_type());
+    return;
+  }
+  each_vector<acc_of<T>>(n, [=](int64_t i, int64_t count) {
+    load(x + i, count).store(buffer + i, count);
+  });
+  cap(buffer, n, buffer);
+  f([buffer](int64_t i, int64_t count) CUSTOM_OPS_INLINE { return load(buffer + i, count); },
+    std::true_type());
+}
+
+// The first of n logits for which is_it(z), or −1.
+template <typename T, typename Is>
+int64_t find_logit(const Cap<acc_of<T>>& cap, const T* x, int64_t n, acc_of<T>* buffer, Is is_it) {
+  int64_t found = -1;
+  with_logits(cap, x, n, buffer, [&](auto z, auto) {
+    each_vector<acc_of<T>>(n, [&](int64_t i, int64_t count) CUSTOM_OPS_INLINE {
+      acc_of<T> few[Vec<acc_of<T>>::size()];
+      if (found >= 0) return;
+      z(i, count).store(few, count);
+      const auto at = std::find_if(few, few + count, is_it) - few;
+      if (at < count) found = i + at;
+    });
+  });
+  return found;
+}
+
+template <typename T>
+void forward_row(const Problem<acc_of<T>>& q, const RowResults<acc_of<T>>& results, int64_t r) {
+  using acc_t = acc_of<T>;
   const View& x = q.x;
-  const Source<acc_t> source(x.tensor);
+  const T* const row = x.tensor.const_data_ptr<T>() + r * x.stride;
   const Cap<acc_t> cap(q.o);
   acc_t buffer[CHUNK], y_buffer[CHUNK];
   const Label<acc_t> label(q.soft() ? 0 : q.target.labels[r], x.classes, q.weight, q.o);
   if (!q.soft() && !label.counts) return results.unread(r, label.ignored);
 
-  RowStatistics<acc_t> row;
+  RowStatistics<T> found;
   const bool spread = q.soft() || q.smooth();
   acc_t reference = 0, best = 0;  // of Σ ỹ (reference − z), a logit: no digits are lost
   double distance = 0, mass = 0;
   int64_t best_run = 0;
   for (int64_t c = 0; c < x.classes; c += CHUNK) {
     const int64_t n = std::min(CHUNK, x.classes - c);
-    const int64_t offset = r * x.stride + c;
-    const acc_t* z = cap(source.load(offset, n, buffer), n, buffer);
-    const acc_t m = row.add(
-        z, n, [&source, next = offset + n](int64_t i) { source.prefetch(next + i); });
-    if (c == 0) {
-      best = m;
-      reference = std::isfinite(m) ? m : acc_t(0);
-    } else if (m > best) {
-      best = m;
-      best_run = c;
-    }
-    if (!spread) continue;
-    const acc_t* w = q.weight ? q.weight + c : nullptr;
-    const acc_t* y = q.soft() ? q.target.probabilities.load(r * x.classes + c, n, y_buffer) : w;
-    const auto share = [&](int64_t i, int64_t count) {
-      if (!y) return Vec<acc_t>(1);
-      const auto v = Vec<acc_t>::loadu(y + i, count);
-      return q.soft() ? q.weighted(v, w ? Vec<acc_t>::loadu(w + i, count) : v) : v;
-    };
-    distance += sum<acc_t>(n, [&](int64_t i, int64_t count) {
-      return product(share(i, count), Vec<acc_t>(reference) - Vec<acc_t>::loadu(z + i, count));
+    with_logits(cap, row + c, n, buffer, [&](auto z, auto) {
+      const acc_t m = found.add(n, z, [next = row + c + n](int64_t i) CUSTOM_OPS_INLINE { prefetch(next + i); });
+      if (c == 0) {
+        best = m;
+        reference = std::isfinite(m) ? m : acc_t(0);
+      } else if (m > best) {
+        best = m;
+        best_run = c;
+      }
+      if (!spread) return;
+      const acc_t* w = q.weight ? q.weight + c : nullptr;
+      const acc_t* y = q.soft() ? q.target.probabilities.load(r * x.classes + c, n, y_buffer) : w;
+      const auto share = [&](int64_t i, int64_t count) CUSTOM_OPS_INLINE {
+        if (!y) return Vec<acc_t>(1);
+        const auto v = Vec<acc_t>::loadu(y + i, count);
+        return q.soft() ? q.weighted(v, w ? Vec<acc_t>::loadu(w + i, count) : v) : v;
+      };
+      distance += sum<acc_t>(n, [&](int64_t i, int64_t count) CUSTOM_OPS_INLINE {
+        return product(share(i, count), Vec<acc_t>(reference) - z(i, count));
+      });
+      mass += y ? sum<acc_t>(n, share) : acc_t(n);
     });
-    mass += y ? sum<acc_t>(n, share) : acc_t(n);
   }
 
-  const acc_t M = row.max, L = row.log_sum();
+  const acc_t M = found.max, L = found.log_sum();
   acc_t nll = 0;
   if (!q.soft()) {
-    acc_t z = source[r * x.stride + label.t];
+    acc_t z = row[label.t];
     nll = (M - *cap(&z, 1, &z)) + L;
   }
   const double lse_distance = (double(M) - double(reference)) + double(L);
@@ -181,13 +216,11 @@ void forward_row(const Problem<acc_t>& q, const RowResults<acc_t>& results, int6
   results.log_sum[r] = L;
   if (!results.prediction) return;
   const auto first = [&](int64_t c, auto is_it) {  // in the run from c, or −1
-    const int64_t n = std::min(CHUNK, x.classes - c);
-    const acc_t* z = cap(source.load(r * x.stride + c, n, buffer), n, buffer);
-    const acc_t* found = std::find_if(z, z + n, is_it);
-    return found == z + n ? -1 : c + (found - z);
+    const int64_t at = find_logit(cap, row + c, std::min(CHUNK, x.classes - c), buffer, is_it);
+    return at < 0 ? at : c + at;
   };
   int64_t at = -1;
-  if (std::isnan(row.sum)) {  // NaN is the largest, as in torch
+  if (std::isnan(found.sum)) {  // NaN is the largest, as in torch
     for (int64_t c = 0; c < x.classes && at < 0; c += CHUNK) {
       at = first(c, [](acc_t v) { return std::isnan(v); });
     }
@@ -195,58 +228,72 @@ void forward_row(const Problem<acc_t>& q, const RowResults<acc_t>& results, int6
   results.prediction[r] = at < 0 ? first(best_run, [=](acc_t v) { return v == best; }) : at;
 }
 
+// The largest logit of each row of a block and its class, run by run; NaN is the largest, as in torch.
 template <typename acc_t>
-void forward_block(const Problem<acc_t>& q, const RowResults<acc_t>& results, const Block& b) {
-  const View& x = q.x;
-  const Cap<acc_t> cap(q.o);
-  Slices<acc_t> in(Source<acc_t>(x.tensor), x, b);
-  acc_t capped[BLOCK];
-  const auto z = [&](int64_t k) { return cap(in[k], b.n, capped); };
+struct BlockPrediction {
+  acc_t value[BLOCK];
+  int64_t at[BLOCK];
 
-  acc_t M[BLOCK];
-  int64_t best[BLOCK];
-  if (results.prediction) {
-    std::fill_n(best, b.n, 0);
-    std::copy_n(z(0), b.n, M);
-    for (int64_t k = 1; k < x.classes; ++k) {
-      const acc_t* slice = z(k);
-      for (int64_t i = 0; i < b.n; ++i) {
-        if (slice[i] > M[i] || (std::isnan(slice[i]) && !std::isnan(M[i]))) {
-          M[i] = slice[i];
-          best[i] = k;
+  void add(int64_t first, int64_t count, int64_t rows, const acc_t* z) {
+    for (int64_t k = 0; k < count; ++k, z += rows) {
+      for (int64_t i = 0; i < rows; ++i) {
+        if (first + k == 0 || z[i] > value[i] || (std::isnan(z[i]) && !std::isnan(value[i]))) {
+          value[i] = z[i];
+          at[i] = first + k;
         }
       }
     }
-  } else {
-    block_maximum<acc_t>(x.classes, b.n, z, M);
   }
+};
 
-  acc_t sum[BLOCK], L[BLOCK], distance[BLOCK], mass[BLOCK];
-  block_sum<acc_t>(x.classes, b.n, sum, [&](int64_t k) {
-    return [slice = z(k), &M](int64_t i, int64_t count) {
-      return exp(Vec<acc_t>::loadu(slice + i, count) - Vec<acc_t>::loadu(M + i, count));
-    };
-  });
-  block_log(b.n, sum, L);
+template <typename acc_t>
+void forward_block(const Problem<acc_t>& q, const RowResults<acc_t>& results, const Block& b) {
+  const View& x = q.x;
+  const Source<acc_t> source(x.tensor);
+  const Cap<acc_t> cap(q.o);
+  Tile<acc_t> tile(source, x, b);
+  const View dense = q.dense();
+  std::optional<Tile<acc_t>> probabilities;
+  if (q.soft()) probabilities.emplace(q.target.probabilities, dense, b);
+  BlockStatistics<acc_t> found(b.n);
+  BlockPrediction<acc_t> prediction;
   const bool spread = q.soft() || q.smooth();
-  if (spread) {
-    std::unique_ptr<Slices<acc_t>> y;
-    if (q.soft()) y = std::make_unique<Slices<acc_t>>(q.target.probabilities, q.dense(), b);
-    const auto share = [&](int64_t k) {
-      const Vec<acc_t> w(q.weight ? q.weight[k] : acc_t(1));
-      return [&q, w, p = y ? (*y)[k] : nullptr](int64_t i, int64_t count) {
-        return p ? q.weighted(Vec<acc_t>::loadu(p + i, count), w) : w;
-      };
+  acc_t reference[BLOCK];  // of Σ ỹ (reference − z), a logit: no digits are lost
+  double distance[BLOCK], mass[BLOCK];
+  each_run(x.classes, [&](int64_t first, int64_t count) {
+    acc_t* z = tile.read(first, count);
+    cap(z, count * b.n, z);
+    found.add(count, b.n, z);
+    if (results.prediction) prediction.add(first, count, b.n, z);
+    if (!spread) return;
+    if (first == 0) {
+      std::fill_n(distance, b.n, 0.0);
+      std::fill_n(mass, b.n, 0.0);
+      for (int64_t i = 0; i < b.n; ++i) {
+        reference[i] = std::isfinite(found.max[i]) ? found.max[i] : acc_t(0);
+      }
+    }
+    const acc_t* y = q.soft() ? probabilities->read(first, count) : nullptr;
+    const auto share = [&](int64_t k, int64_t i, int64_t n) CUSTOM_OPS_INLINE {
+      const Vec<acc_t> w(q.weight ? q.weight[first + k] : acc_t(1));
+      return y ? q.weighted(Vec<acc_t>::loadu(y + k * b.n + i, n), w) : w;
     };
-    block_sum<acc_t>(x.classes, b.n, distance, [&](int64_t k) {
-      return [slice = z(k), part = share(k), &M](int64_t i, int64_t count) {
-        return product(part(i, count),
-                       Vec<acc_t>::loadu(M + i, count) - Vec<acc_t>::loadu(slice + i, count));
-      };
+    block_add<acc_t>(count, b.n, distance, [&](int64_t k, int64_t i, int64_t n) CUSTOM_OPS_INLINE {
+      return product(share(k, i, n), Vec<acc_t>::loadu(reference + i, n) -
+                                         Vec<acc_t>::loadu(z + k * b.n + i, n));
     });
-    block_sum<acc_t>(x.classes, b.n, mass, share);
-  }
+    block_add<acc_t>(count, b.n, mass, share);
+  });
 
+  acc_t S[BLOCK], L[BLOCK];
+  found.finish(b.n, S, L);
+  const acc_t* M = found.max;
+  const acc_t* only_run = x.classes <= RUN ? tile.read(0, x.classes) : nullptr;
+  const auto logit = [&](int64_t k, int64_t i) {
+    if (only_run) return only_run[k * b.n + i];
+    acc_t z = source[b.at(x, i) + k * x.inner];
+    return *cap(&z, 1, &z);
+  };
   for (int64_t i = 0; i < b.n; ++i) {
     const int64_t r = b.first + i;
     const Label<acc_t> label(q.soft() ? 0 : q.target.labels[r], x.classes, q.weight, q.o);
@@ -256,23 +303,25 @@ void forward_block(const Problem<acc_t>& q, const RowResults<acc_t>& results, co
     }
     acc_t nll = 0;
     if (!q.soft()) {
-      acc_t z_t = in.at(label.t, i);
-      nll = (M[i] - *cap(&z_t, 1, &z_t)) + L[i];
+      nll = (M[i] - logit(label.t, i)) + L[i];
     }
-    results.loss[r] = q.loss(q.soft() ? nullptr : &label, nll,
-                             spread ? distance[i] + mass[i] * L[i] : acc_t(0), M[i] + L[i]);
+    acc_t even = 0;
+    if (spread) {
+      even = acc_t(distance[i] + mass[i] * ((double(M[i]) - double(reference[i])) + double(L[i])));
+    }
+    results.loss[r] = q.loss(q.soft() ? nullptr : &label, nll, even, M[i] + L[i]);
     results.max[r] = M[i];
     results.log_sum[r] = L[i];
-    if (results.prediction) results.prediction[r] = best[i];
+    if (results.prediction) results.prediction[r] = prediction.at[i];
   }
 }
 
-template <typename acc_t>
-void cross_entropy_kernel(const Problem<acc_t>& q, const RowResults<acc_t>& results) {
+template <typename T>
+void cross_entropy_kernel(const Problem<acc_of<T>>& q, const RowResults<acc_of<T>>& results) {
   if (in_blocks(q.x)) {
     each_block(q.x, [&](const Block& b) { forward_block(q, results, b); });
   } else {
-    each_row(q.x, [&](int64_t r) { forward_row(q, results, r); });
+    each_row(q.x, [&](int64_t r) { forward_row<T>(q, results, r); });
   }
 }
 
@@ -301,7 +350,7 @@ struct Upstream {
 template <typename acc_t>
 auto shares(const Problem<acc_t>& q, int64_t c, const acc_t* y) {
   const acc_t* w = q.weight ? q.weight + c : nullptr;
-  return [&q, y, w](int64_t i, int64_t count) {
+  return [&q, y, w](int64_t i, int64_t count) CUSTOM_OPS_INLINE {
     const auto v = Vec<acc_t>::loadu(y + i, count);
     return q.weighted(v, w ? Vec<acc_t>::loadu(w + i, count) : v);
   };
@@ -328,59 +377,70 @@ acc_t row_mass(const Problem<acc_t>& q, const Label<acc_t>& label, acc_t mean_we
 template <typename acc_t>
 acc_t mean_weight(const Problem<acc_t>& q) {
   if (!q.weight || !q.smooth()) return 0;
-  return sum<acc_t>(q.x.classes, [&](int64_t i, int64_t count) {
+  return sum<acc_t>(q.x.classes, [&](int64_t i, int64_t count) CUSTOM_OPS_INLINE {
     return Vec<acc_t>::loadu(q.weight + i, count);
   }) / acc_t(q.x.classes);
 }
 
-template <typename acc_t>
-void backward_row(const Problem<acc_t>& q, const Upstream<acc_t>& up, acc_t mean_weight,
-                  const Sink<acc_t>& sink, const View& out, int64_t r) {
+template <typename T>
+void backward_row(const Problem<acc_of<T>>& q, const Upstream<acc_of<T>>& up,
+                  acc_of<T> mean_weight, const View& out, int64_t r) {
+  using acc_t = acc_of<T>;
   const View& x = q.x;
-  const Source<acc_t> source(x.tensor);
+  const T* const row = x.tensor.const_data_ptr<T>() + r * x.stride;
+  T* const to = out.tensor.mutable_data_ptr<T>() + r * out.stride;
   const Cap<acc_t> cap(q.o);
-  acc_t z_buffer[CHUNK], d_buffer[CHUNK], y_buffer[CHUNK];
+  acc_t buffer[CHUNK], y_buffer[CHUNK];
   const Label<acc_t> label(q.soft() ? 0 : q.target.labels[r], x.classes, q.weight, q.o);
-  if (!q.soft() && label.ignored) return sink.zero(r * out.stride, x.classes);
+  if (!q.soft() && label.ignored) {
+    std::fill_n(to, x.classes, T(0));
+    return;
+  }
 
   const acc_t g = up.g[r];
   const acc_t mass = row_mass(q, label, mean_weight, r);
   const acc_t a = q.soft() || label.counts ? up.factor(r, mass, q.o) : acc_t(NAN);
   const Vec<acc_t> A(a), G(g), M(up.max[r]), L(up.log_sum[r]), even(q.share() * g);
   for (int64_t c = 0; c < x.classes; c += CHUNK) {
-    const int64_t n = std::min(CHUNK, x.classes - c), offset = r * out.stride + c;
-    const acc_t* z = cap(source.load(r * x.stride + c, n, z_buffer), n, z_buffer);
-    // with a cap, z is needed once more after d
-    acc_t* d = sink.begin(offset, d_buffer);
-    const auto p = [=, next = r * x.stride + c + n](int64_t i, int64_t count) {
-      source.prefetch(next + i);
-      return exp((Vec<acc_t>::loadu(z + i, count) - M) - L);
-    };
-    if (q.soft()) {
-      const auto y =
-          shares(q, c, q.target.probabilities.load(r * x.classes + c, n, y_buffer));
-      each_vector<acc_t>(n, [&](int64_t i, int64_t count) {
-        (A * p(i, count) - G * y(i, count)).store(d + i, count);
-      });
-    } else if (q.smooth()) {
-      const acc_t* w = q.weight ? q.weight + c : nullptr;
-      each_vector<acc_t>(n, [&](int64_t i, int64_t count) {
-        const auto e = w ? even * Vec<acc_t>::loadu(w + i, count) : even;
-        (A * p(i, count) - e).store(d + i, count);
-      });
-    } else {
-      each_vector<acc_t>(n, [&](int64_t i, int64_t count) { (A * p(i, count)).store(d + i, count); });
-    }
-    if (!q.soft() && c <= label.t && label.t < c + n) {
-      d[label.t - c] -= q.rest() * label.weight * g;
-    }
-    if (!cap.identity()) {
-      each_vector<acc_t>(n, [&](int64_t i, int64_t count) {
-        cap.chain(Vec<acc_t>::loadu(d + i, count), Vec<acc_t>::loadu(z + i, count))
-            .store(d + i, count);
-      });
-    }
-    sink.end(d, offset, n);
+    const int64_t n = std::min(CHUNK, x.classes - c);
+    with_logits(cap, row + c, n, buffer, [&](auto z, auto capped) {
+      const auto p = [=, next = row + c + n](int64_t i, int64_t count) CUSTOM_OPS_INLINE {
+        prefetch(next + i);
+        return exp<T>((z(i, count) - M) - L);
+      };
+      // d(i, count): a·p − g·ỹ but for what the label names
+      const auto write = [&](auto d) {
+        const auto dx = [=](int64_t i, int64_t count, Vec<acc_t> dz) CUSTOM_OPS_INLINE {
+          if constexpr (capped) return cap.chain(dz, z(i, count));
+          return dz;
+        };
+        const int64_t t = label.t - c;
+        const bool named = !q.soft() && t >= 0 && t < n;
+        T at_label;  // taken first: the gradient may take the place of the logits
+        if (named) {
+          const Vec<acc_t> y(q.rest() * label.weight * g);
+          fill(&at_label, 1, [=](int64_t, int64_t) { return dx(t, 1, d(t, 1) - y); });
+        }
+        fill(to + c, n, [=](int64_t i, int64_t count) CUSTOM_OPS_INLINE {
+          return dx(i, count, d(i, count));
+        });
+        if (named) to[c + t] = at_label;
+      };
+      if (q.soft()) {
+        const auto y = shares(q, c, q.target.probabilities.load(r * x.classes + c, n, y_buffer));
+        write([=](int64_t i, int64_t count) CUSTOM_OPS_INLINE {
+          return A * p(i, count) - G * y(i, count);
+        });
+      } else if (q.smooth() && q.weight) {
+        write([=, w = q.weight + c](int64_t i, int64_t count) CUSTOM_OPS_INLINE {
+          return A * p(i, count) - even * Vec<acc_t>::loadu(w + i, count);
+        });
+      } else if (q.smooth()) {
+        write([=](int64_t i, int64_t count) CUSTOM_OPS_INLINE { return A * p(i, count) - even; });
+      } else {
+        write([=](int64_t i, int64_t count) CUSTOM_OPS_INLINE { return A * p(i, count); });
+      }
+    });
   }
 }
 
@@ -388,82 +448,90 @@ template <typename acc_t>
 void backward_block(const Problem<acc_t>& q, const Upstream<acc_t>& up, acc_t mean_weight,
                     const Sink<acc_t>& sink, const View& out, const Block& b) {
   const View& x = q.x;
+  const Source<acc_t> source(x.tensor);
   const Cap<acc_t> cap(q.o);
-  Slices<acc_t> in(Source<acc_t>(x.tensor), x, b);
+  Tile<acc_t> tile(source, x, b);
   SliceSink<acc_t> to(sink, out, b);
-  acc_t capped[BLOCK];
-
-  std::unique_ptr<Slices<acc_t>> y;
-  acc_t mass[BLOCK];
+  const View dense = q.dense();
+  std::optional<Tile<acc_t>> probabilities;
+  double mass[BLOCK] = {};
   if (q.soft()) {
-    y = std::make_unique<Slices<acc_t>>(q.target.probabilities, q.dense(), b);
-    block_sum<acc_t>(x.classes, b.n, mass, [&](int64_t k) {
-      const Vec<acc_t> w(q.weight ? q.weight[k] : acc_t(1));
-      return [&q, w, p = (*y)[k]](int64_t i, int64_t count) {
-        return q.weighted(Vec<acc_t>::loadu(p + i, count), w);
-      };
+    probabilities.emplace(q.target.probabilities, dense, b);
+    each_run(x.classes, [&](int64_t first, int64_t count) {
+      const acc_t* y = probabilities->read(first, count);
+      block_add<acc_t>(count, b.n, mass, [&](int64_t k, int64_t i, int64_t n) CUSTOM_OPS_INLINE {
+        const Vec<acc_t> w(q.weight ? q.weight[first + k] : acc_t(1));
+        return q.weighted(Vec<acc_t>::loadu(y + k * b.n + i, n), w);
+      });
     });
   }
   acc_t a[BLOCK], g[BLOCK], named[BLOCK], M[BLOCK], L[BLOCK];
+  acc_t counted[BLOCK];  // 0 where the row is ignored
   int64_t t[BLOCK];
-  bool ignored[BLOCK], any_ignored = false;
+  bool any_ignored = false;
   for (int64_t i = 0; i < b.n; ++i) {
     const int64_t r = b.first + i;
     const Label<acc_t> label(q.soft() ? 0 : q.target.labels[r], x.classes, q.weight, q.o);
-    ignored[i] = !q.soft() && label.ignored;
-    any_ignored |= ignored[i];
+    const bool ignored = !q.soft() && label.ignored;
+    counted[i] = !ignored;
+    any_ignored |= ignored;
     M[i] = up.max[r];
     L[i] = up.log_sum[r];
     g[i] = up.g[r];
     t[i] = label.t;
     named[i] = q.rest() * label.weight * g[i];
-    const acc_t m = q.soft() ? mass[i]
+    const acc_t m = q.soft() ? acc_t(mass[i])
         : q.weight && q.smooth()
         ? q.rest() * label.weight + acc_t(q.o.label_smoothing) * mean_weight
         : label.weight;
     a[i] = q.soft() || label.counts ? up.factor(r, m, q.o) : acc_t(NAN);
   }
 
-  for (int64_t k = 0; k < x.classes; ++k) {
-    const acc_t* z = cap(in[k], b.n, capped);
-    const acc_t* p = q.soft() ? (*y)[k] : nullptr;
-    const Vec<acc_t> w(q.weight ? q.weight[k] : acc_t(1));
-    acc_t* d = to.begin(k);
-    each_vector<acc_t>(b.n, [&](int64_t i, int64_t count) {
-      const auto zi = Vec<acc_t>::loadu(z + i, count), G = Vec<acc_t>::loadu(g + i, count);
-      auto dz = Vec<acc_t>::loadu(a + i, count) *
-          exp((zi - Vec<acc_t>::loadu(M + i, count)) - Vec<acc_t>::loadu(L + i, count));
-      if (p) {
-        dz = dz - G * q.weighted(Vec<acc_t>::loadu(p + i, count), w);
-      } else if (q.smooth()) {
-        dz = dz - Vec<acc_t>(q.share()) * G * w;
-      }
-      dz.store(d + i, count);
-    });
-    if (!q.soft()) {
-      for (int64_t i = 0; i < b.n; ++i) d[i] -= t[i] == k ? named[i] : acc_t(0);
+  each_run(x.classes, [&](int64_t first, int64_t count) {
+    acc_t* tile_z = tile.read(first, count);
+    cap(tile_z, count * b.n, tile_z);
+    const acc_t* y = q.soft() ? probabilities->read(first, count) : nullptr;
+    acc_t in_run[BLOCK];  // the label's class in the run, or −1
+    for (int64_t i = 0; i < b.n; ++i) {
+      in_run[i] = t[i] >= first && t[i] < first + count ? acc_t(t[i] - first) : acc_t(-1);
     }
-    if (!cap.identity()) {
-      each_vector<acc_t>(b.n, [&](int64_t i, int64_t count) {
-        cap.chain(Vec<acc_t>::loadu(d + i, count), Vec<acc_t>::loadu(z + i, count))
-            .store(d + i, count);
+    for (int64_t k = 0; k < count; ++k) {
+      const acc_t *z = tile_z + k * b.n, *p = y ? y + k * b.n : nullptr;
+      const Vec<acc_t> w(q.weight ? q.weight[first + k] : acc_t(1)), even(q.share());
+      const Vec<acc_t> at_k{acc_t(k)};
+      acc_t* d = to.begin(first + k);
+      each_vector<acc_t>(b.n, [&](int64_t i, int64_t n) CUSTOM_OPS_INLINE {
+        const auto zi = Vec<acc_t>::loadu(z + i, n);
+        auto dz = Vec<acc_t>::loadu(a + i, n) *
+            exp<acc_t>((zi - Vec<acc_t>::loadu(M + i, n)) - Vec<acc_t>::loadu(L + i, n));
+        if (p) {
+          dz = dz - Vec<acc_t>::loadu(g + i, n) * q.weighted(Vec<acc_t>::loadu(p + i, n), w);
+        } else {
+          if (q.smooth()) dz = dz - even * Vec<acc_t>::loadu(g + i, n) * w;
+          dz = dz - ((Vec<acc_t>::loadu(in_run + i, n) == at_k) & Vec<acc_t>::loadu(named + i, n));
+        }
+        if (!cap.identity()) dz = cap.chain(dz, zi);
+        if (any_ignored) {
+          const auto counts = Vec<acc_t>::loadu(counted + i, n) != Vec<acc_t>(0);
+          dz = dz & counts;
+        }
+        dz.store(d + i, n);
       });
+      to.end(first + k);
     }
-    if (any_ignored) {
-      for (int64_t i = 0; i < b.n; ++i) d[i] = ignored[i] ? acc_t(0) : d[i];
-    }
-    to.end(k);
-  }
+  });
 }
 
-template <typename acc_t>
-void cross_entropy_vjp_kernel(const Problem<acc_t>& q, const Upstream<acc_t>& up, const View& out) {
-  const Sink<acc_t> sink(out.tensor);
+template <typename T>
+void cross_entropy_vjp_kernel(const Problem<acc_of<T>>& q, const Upstream<acc_of<T>>& up,
+                              const View& out) {
+  using acc_t = acc_of<T>;
   const acc_t mean = mean_weight(q);
   if (in_blocks(q.x)) {
+    const Sink<acc_t> sink(out.tensor);
     each_block(q.x, [&](const Block& b) { backward_block(q, up, mean, sink, out, b); });
   } else {
-    each_row(q.x, [&](int64_t r) { backward_row(q, up, mean, sink, out, r); });
+    each_row(q.x, [&](int64_t r) { backward_row<T>(q, up, mean, out, r); });
   }
 }
 

@@ -1,27 +1,15 @@
-// exp, to within one unit in the last place: most of the arithmetic of every kernel, so it is
-// written out here, where the compiler can keep it in the loop; at::vec would call a library.
+// exp: most of the arithmetic of every kernel, so it is written out here, where the compiler can keep
+// it in the loop; at::vec would call a library.
 #pragma once
 
 #include <ATen/cpu/vec/vec.h>
 
+#include "vectors.h"
+
 namespace custom_ops {
 
-// For double, and on processors that have no vectors of their own below.
-template <typename T>
-inline at::vec::Vectorized<T> exp(at::vec::Vectorized<T> x) {
-  return x.exp();
-}
-
 #if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
-
-// exp(x) = 2ⁿ exp(r) with n = round(x / ln 2), so |r| ≤ ln 2 / 2 (Cody and Waite, 1980: ln 2 is
-// subtracted in two parts, of which the first times n is exact), and
-//
-//     exp(r) ≈ 1 + r + r² (c₂ + c₃ r + c₄ r² + c₅ r³ + c₆ r⁴)
-//
-// the relative minimax fit, off by 3.1e-9 at most. Below −104 the result is 0, and x, which may be
-// −∞, is kept from there. NaN stays NaN: max returns its second argument then. x is a logarithm of
-// at most 1 everywhere here; above 88, exp need not be right.
+#define CUSTOM_OPS_EXP
 #ifdef CPU_CAPABILITY_AVX512
 #define VECTOR __m512
 #define M(name) _mm512_##name##_ps
@@ -32,19 +20,8 @@ inline at::vec::Vectorized<T> exp(at::vec::Vectorized<T> x) {
 #define ROUND(x) _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
 #endif
 
-template <>
-inline at::vec::Vectorized<float> exp(at::vec::Vectorized<float> input) {
-  const VECTOR x = M(max)(M(set1)(-104.0f), input);
-  const VECTOR n = ROUND(M(mul)(x, M(set1)(0x1.715476p+0f)));
-  VECTOR r = M(fnmadd)(n, M(set1)(0x1.62e4p-1f), x);
-  r = M(fnmadd)(n, M(set1)(0x1.7f7d1cp-20f), r);
-  VECTOR q = M(set1)(0x1.6a2434p-10f);
-  q = M(fmadd)(q, r, M(set1)(0x1.1239e2p-7f));
-  q = M(fmadd)(q, r, M(set1)(0x1.5558f2p-5f));
-  q = M(fmadd)(q, r, M(set1)(0x1.555492p-3f));
-  q = M(fmadd)(q, r, M(set1)(0x1.fffffcp-2f));
-  q = M(fmadd)(q, M(mul)(r, r), r);
-  q = M(add)(q, M(set1)(1.0f));
+// q · 2ⁿ
+inline CUSTOM_OPS_INLINE VECTOR scaled(VECTOR q, VECTOR n) {
 #ifdef CPU_CAPABILITY_AVX512
   return _mm512_scalef_ps(q, n);
 #else
@@ -57,7 +34,56 @@ inline at::vec::Vectorized<float> exp(at::vec::Vectorized<float> input) {
   return M(mul)(M(mul)(q, power(half)), power(_mm256_sub_epi32(i, half)));
 #endif
 }
+#endif
 
+// exp(x) of numbers that lie in memory as T: for float to within one unit in the last place, for
+// the half types to within three of float's.
+//
+// With n = round(x / ln 2), for float (Cody and Waite, 1980: ln 2 is subtracted in two parts, of
+// which the first times n is exact, so |r| ≤ ln 2 / 2)
+//
+//     exp(x) = 2ⁿ exp(r)      exp(r) ≈ 1 + r + r² (c₂ + c₃ r + c₄ r² + c₅ r³ + c₆ r⁴)
+//
+// and for the half types, with f = x / ln 2 − n, |f| ≤ 1/2,
+//
+//     exp(x) = 2ⁿ 2^f         2^f ≈ 1 + d₁ f + d₂ f² + d₃ f³ + d₄ f⁴ + d₅ f⁵
+//
+// the relative minimax fits with the value 1 at 0, off by 3.1e-9 and 9.4e-8 at most. Below −104 the
+// result is 0, and x, which may be −∞, is kept from there. NaN stays NaN: max returns its second
+// argument then. x is a logarithm of at most 1 everywhere here; above 88, exp need not be right.
+template <typename T>
+inline CUSTOM_OPS_INLINE Vec<acc_of<T>> exp(Vec<acc_of<T>> input) {
+#ifdef CUSTOM_OPS_EXP
+  if constexpr (!std::is_same_v<T, double>) {
+    const VECTOR per_ln2 = M(set1)(0x1.715476p+0f);
+    const VECTOR x = M(max)(M(set1)(-104.0f), input);
+    const VECTOR n = ROUND(M(mul)(x, per_ln2));
+    VECTOR q;
+    if constexpr (is_half<T>) {
+      const VECTOR f = M(fmsub)(x, per_ln2, n);
+      q = M(fmadd)(M(set1)(0x1.5bda4p-10f), f, M(set1)(0x1.3ce8acp-7f));
+      q = M(fmadd)(q, f, M(set1)(0x1.c6b6d8p-5f));
+      q = M(fmadd)(q, f, M(set1)(0x1.ebf9c2p-3f));
+      q = M(fmadd)(q, f, M(set1)(0x1.62e42ap-1f));
+      q = M(fmadd)(q, f, M(set1)(1.0f));
+    } else {
+      VECTOR r = M(fnmadd)(n, M(set1)(0x1.62e4p-1f), x);
+      r = M(fnmadd)(n, M(set1)(0x1.7f7d1cp-20f), r);
+      q = M(fmadd)(M(set1)(0x1.6a2434p-10f), r, M(set1)(0x1.1239e2p-7f));
+      q = M(fmadd)(q, r, M(set1)(0x1.5558f2p-5f));
+      q = M(fmadd)(q, r, M(set1)(0x1.555492p-3f));
+      q = M(fmadd)(q, r, M(set1)(0x1.fffffcp-2f));
+      q = M(fmadd)(q, M(mul)(r, r), r);
+      q = M(add)(q, M(set1)(1.0f));
+    }
+    return scaled(q, n);
+  }
+#endif
+  return input.exp();
+}
+
+#ifdef CUSTOM_OPS_EXP
+#undef CUSTOM_OPS_EXP
 #undef VECTOR
 #undef M
 #undef ROUND

@@ -18,6 +18,17 @@ namespace custom_ops {
 
 using at::Tensor;
 
+// Calls f with a number of the type that the input's numbers lie in memory as.
+template <typename F>
+void dispatch_storage(c10::ScalarType type, F f) {
+  switch (type) {
+    case c10::kDouble: return f(double());
+    case c10::kBFloat16: return f(c10::BFloat16());
+    case c10::kHalf: return f(c10::Half());
+    default: return f(float());
+  }
+}
+
 // float64 is computed in double, everything else in float.
 template <typename F>
 void dispatch(c10::ScalarType type, F f) {
@@ -30,9 +41,9 @@ void dispatch(c10::ScalarType type, F f) {
 
 inline Tensor softmax(const Tensor& input, int64_t dim, bool log) {
   const View z = view(input, dim), y = fresh_like(z);
-  dispatch(input.scalar_type(), [&](auto acc) {
-    using acc_t = decltype(acc);
-    log ? log_softmax_kernel<acc_t>(z, y) : softmax_kernel<acc_t>(z, y);
+  dispatch_storage(input.scalar_type(), [&](auto number) {
+    using T = decltype(number);
+    log ? log_softmax_kernel<T>(z, y) : softmax_kernel<T>(z, y);
   });
   return unview(y, dim);
 }
@@ -43,11 +54,11 @@ enum class Map { contract, log_softmax_vjp, log_softmax_jvp };
 template <Map map>
 Tensor mapped(const Tensor& p, const Tensor& v, int64_t dim) {
   const View x = view(p, dim), u = view_like(x, v, dim), out = fresh_like(u);
-  dispatch(p.scalar_type(), [&](auto acc) {
-    using acc_t = decltype(acc);
-    if constexpr (map == Map::contract) contract_kernel<acc_t>(x, u, out);
-    if constexpr (map == Map::log_softmax_vjp) log_softmax_vjp_kernel<acc_t>(x, u, out);
-    if constexpr (map == Map::log_softmax_jvp) log_softmax_jvp_kernel<acc_t>(x, u, out);
+  dispatch_storage(p.scalar_type(), [&](auto number) {
+    using T = decltype(number);
+    if constexpr (map == Map::contract) contract_kernel<T>(x, u, out);
+    if constexpr (map == Map::log_softmax_vjp) log_softmax_vjp_kernel<T>(x, u, out);
+    if constexpr (map == Map::log_softmax_jvp) log_softmax_jvp_kernel<T>(x, u, out);
   });
   return unview(out, dim);
 }
@@ -142,9 +153,10 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy(
     prediction.fill_(-1);
     return {loss, M, L, prediction};
   }
-  dispatch(dtype, [&](auto acc) {
-    using acc_t = decltype(acc);
-    cross_entropy_kernel<acc_t>(
+  dispatch_storage(input.scalar_type(), [&](auto number) {
+    using T = decltype(number);
+    using acc_t = acc_of<T>;
+    cross_entropy_kernel<T>(
         in.problem<acc_t>(o),
         {loss.mutable_data_ptr<acc_t>(), M.mutable_data_ptr<acc_t>(), L.mutable_data_ptr<acc_t>(),
          predict ? prediction.mutable_data_ptr<int64_t>() : nullptr});
@@ -183,9 +195,10 @@ inline Tensor cross_entropy_vjp(const Tensor& logits, const Tensor& target,
   const bool in_place = inplace && in.x.tensor.is_alias_of(input);
   const View out = in_place ? in.x : fresh_like(in.x);
   const Given given(g, h, M, L);
-  dispatch(M.scalar_type(), [&](auto acc) {
-    using acc_t = decltype(acc);
-    cross_entropy_vjp_kernel<acc_t>(in.problem<acc_t>(o), given.upstream<acc_t>(), out);
+  dispatch_storage(input.scalar_type(), [&](auto number) {
+    using T = decltype(number);
+    using acc_t = acc_of<T>;
+    cross_entropy_vjp_kernel<T>(in.problem<acc_t>(o), given.upstream<acc_t>(), out);
   });
   if (!inplace) return unview(out, dim);
   if (in_place) {

@@ -8,24 +8,25 @@ namespace custom_ops {
 
 // M and Σ exp(z − M) of a row that comes in runs: a run that raises M rescales what came before. A
 // NaN may leave no trace in M; it does in the sum.
-template <typename acc_t>
+template <typename T>
 struct RowStatistics {
+  using acc_t = acc_of<T>;
   acc_t max = -INF<acc_t>;
   double sum = 0;
 
-  // Adds a run and returns the largest of it; `kept`, if given, receives its exponentials relative
-  // to that. ahead(i) is called beside the arithmetic of vector i, to ask for the run that follows:
-  // the first look at a run waits for memory, and this one does not.
-  template <typename Ahead>
-  acc_t add(const acc_t* z, int64_t n, Ahead ahead, acc_t* kept = nullptr) {
-    const acc_t m = largest(z, n);
+  // Adds the run z(i, count), i < n, and returns the largest of it; `kept`, if given, receives its
+  // exponentials relative to that. ahead(i) is called beside the arithmetic of vector i, to ask for
+  // the run that follows: the first look at a run waits for memory, and this one does not.
+  template <typename Get, typename Ahead>
+  acc_t add(int64_t n, Get z, Ahead ahead, acc_t* kept = nullptr) {
+    const acc_t m = largest<acc_t>(n, z);
     const Vec<acc_t> shift(std::isfinite(m) ? m : acc_t(0));
-    const auto term = [=](int64_t i, int64_t count) {
+    const auto term = [=](int64_t i, int64_t count) CUSTOM_OPS_INLINE {
       ahead(i);
-      return exp(Vec<acc_t>::loadu(z + i, count) - shift);
+      return exp<T>(z(i, count) - shift);
     };
     const double s = !kept ? custom_ops::sum<acc_t>(n, term)
-                           : custom_ops::sum<acc_t>(n, [=](int64_t i, int64_t count) {
+                           : custom_ops::sum<acc_t>(n, [=](int64_t i, int64_t count) CUSTOM_OPS_INLINE {
                                const auto e = term(i, count);
                                e.store(kept + i, count);
                                return e;
@@ -41,48 +42,86 @@ struct RowStatistics {
     return m;
   }
 
+  // Adds the run of n logits that lie at z.
+  acc_t add(int64_t n, const T* z, acc_t* kept = nullptr) {
+    return add(
+        n, [z](int64_t i, int64_t count) CUSTOM_OPS_INLINE { return load(z + i, count); },
+        [next = z + n](int64_t i) CUSTOM_OPS_INLINE { prefetch(next + i); }, kept);
+  }
+
   // L; NaN where M is no number to shift by.
   acc_t log_sum() const { return std::isfinite(max) ? acc_t(std::log(sum)) : acc_t(NAN); }
 };
 
-// The same for a block: `max` and `sum` hold one number for each of its rows.
-template <typename acc_t, typename Get>
-void block_maximum(int64_t classes, int64_t n, Get z, acc_t* max) {
-  std::fill_n(max, n, -INF<acc_t>);
-  for (int64_t k = 0; k < classes; ++k) {
-    const acc_t* slice = z(k);
-    each_vector<acc_t>(n, [=](int64_t i, int64_t count) {
-      larger(Vec<acc_t>::loadu(max + i, count), Vec<acc_t>::loadu(slice + i, count))
-          .store(max + i, count);
+// out[i] = term(0, i) joined with term(1, i), … for each row i of a block. Four vectors of rows at a
+// time hide the latency of the join.
+template <typename acc_t, typename Term, typename Join>
+inline CUSTOM_OPS_INLINE void block_reduce(int64_t count, int64_t rows, acc_t empty, acc_t* out, Term term, Join join) {
+  constexpr int64_t width = Vec<acc_t>::size();
+  int64_t i = 0;
+  for (; i + 4 * width <= rows; i += 4 * width) {
+    Vec<acc_t> a[4] = {Vec<acc_t>(empty), Vec<acc_t>(empty), Vec<acc_t>(empty), Vec<acc_t>(empty)};
+    for (int64_t k = 0; k < count; ++k) {
+      for (int j = 0; j < 4; ++j) a[j] = join(a[j], term(k, i + j * width, width));
+    }
+    for (int j = 0; j < 4; ++j) a[j].store(out + i + j * width);
+  }
+  for (; i < rows; i += width) {
+    const int64_t n = std::min(width, rows - i);
+    Vec<acc_t> a(empty);
+    for (int64_t k = 0; k < count; ++k) a = join(a, term(k, i, n));
+    a.store(out + i, n);
+  }
+}
+
+// out[i] += Σ_k term(k, i), in double between runs of classes.
+template <typename acc_t, typename Term>
+void block_add(int64_t count, int64_t rows, double* out, Term term) {
+  acc_t part[BLOCK];
+  block_reduce<acc_t>(count, rows, acc_t(0), part, term, [](auto a, auto b) CUSTOM_OPS_INLINE { return a + b; });
+  for (int64_t i = 0; i < rows; ++i) out[i] += part[i];
+}
+
+// The same as RowStatistics for a block: one number for each of its rows.
+template <typename acc_t>
+struct BlockStatistics {
+  acc_t max[BLOCK];
+  double sum[BLOCK];
+
+  explicit BlockStatistics(int64_t rows) {
+    std::fill_n(max, rows, -INF<acc_t>);
+    std::fill_n(sum, rows, 0.0);
+  }
+
+  // Adds a run of `count` classes, class k of row i at z[k · rows + i].
+  void add(int64_t count, int64_t rows, const acc_t* z) {
+    acc_t m[BLOCK], shift[BLOCK];
+    block_reduce<acc_t>(
+        count, rows, -INF<acc_t>, m,
+        [=](int64_t k, int64_t i, int64_t n) CUSTOM_OPS_INLINE { return Vec<acc_t>::loadu(z + k * rows + i, n); },
+        [](auto a, auto b) CUSTOM_OPS_INLINE { return larger(a, b); });
+    for (int64_t i = 0; i < rows; ++i) {
+      m[i] = max[i] > m[i] ? max[i] : m[i];
+      shift[i] = m[i] == -INF<acc_t> ? acc_t(0) : m[i];
+    }
+    for (int64_t i = 0; i < rows; ++i) {
+      if (sum[i] != 0 && m[i] != max[i]) sum[i] *= std::exp(double(max[i]) - double(shift[i]));
+      max[i] = m[i];
+    }
+    block_add<acc_t>(count, rows, sum, [=, &shift](int64_t k, int64_t i, int64_t n) CUSTOM_OPS_INLINE {
+      return exp<acc_t>(Vec<acc_t>::loadu(z + k * rows + i, n) - Vec<acc_t>::loadu(shift + i, n));
     });
   }
-}
 
-// Σ_k term(k, i, count) for each row of a block, in double between runs of classes.
-template <typename acc_t, typename Term>
-void block_sum(int64_t classes, int64_t n, acc_t* total, Term term) {
-  constexpr int64_t run = 256;
-  acc_t part[BLOCK];
-  double sums[BLOCK] = {};
-  for (int64_t begin = 0; begin < classes; begin += run) {
-    std::fill_n(part, n, acc_t(0));
-    const int64_t end = std::min(classes, begin + run);
-    for (int64_t k = begin; k < end; ++k) {
-      auto slice = term(k);
-      each_vector<acc_t>(n, [&](int64_t i, int64_t count) {
-        (Vec<acc_t>::loadu(part + i, count) + slice(i, count)).store(part + i, count);
-      });
+  // M, Σ exp(z − M) and L, the last two NaN where M is no number to shift by.
+  void finish(int64_t rows, acc_t* total, acc_t* log_sum) const {
+    for (int64_t i = 0; i < rows; ++i) {
+      total[i] = std::isfinite(max[i]) ? acc_t(sum[i]) : acc_t(NAN);
     }
-    for (int64_t i = 0; i < n; ++i) sums[i] += part[i];
+    each_vector<acc_t>(rows, [=](int64_t i, int64_t count) CUSTOM_OPS_INLINE {
+      Vec<acc_t>::loadu(total + i, count).log().store(log_sum + i, count);
+    });
   }
-  std::copy_n(sums, n, total);
-}
-
-template <typename acc_t>
-void block_log(int64_t n, const acc_t* x, acc_t* log) {
-  each_vector<acc_t>(n, [=](int64_t i, int64_t count) {
-    Vec<acc_t>::loadu(x + i, count).log().store(log + i, count);
-  });
-}
+};
 
 }  // namespace custom_ops

@@ -1,21 +1,36 @@
 // What a kernel does to a run of numbers: read as acc_t, reduce, map, write.
 //
-// acc_t is float or double, in which everything is computed; the half types are widened in the
-// cache, CHUNK elements at a time, and rounded once when they are written.
+// acc_t is float or double, in which everything is computed; the half types are widened as they are
+// read and rounded once when they are written.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 #include <ATen/cpu/vec/functional.h>
+#include <ATen/cpu/vec/functional_bfloat16.h>
 #include <ATen/cpu/vec/vec.h>
 #include <c10/core/ScalarType.h>
 
 #include <cmath>
+#include <cstring>
 #include <limits>
+#include <type_traits>
 
 namespace custom_ops {
 
+// On what is done to every vector, and on the loops around it: the compiler would call it where it is
+// long. Then what a lambda captures is copied to the stack in pieces and read back whole, which waits
+// until the stores before it have left for memory.
+#define CUSTOM_OPS_INLINE __attribute__((always_inline))
+
 template <typename T>
 using Vec = at::vec::Vectorized<T>;
+
+// What numbers of type T are computed in.
+template <typename T>
+using acc_of = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+template <typename T>
+constexpr bool is_half = !std::is_same_v<T, acc_of<T>>;
 
 // Elements of one step along the classes: a few such runs fit in the first-level cache together.
 constexpr int64_t CHUNK = 2048;
@@ -25,33 +40,72 @@ constexpr T INF = std::numeric_limits<T>::infinity();
 
 // Calls f(i, count) for every vector of 0 … n − 1; count is short only in the last.
 template <typename T, typename F>
-inline void each_vector(int64_t n, F f) {
+inline CUSTOM_OPS_INLINE void each_vector(int64_t n, F f) {
   constexpr int64_t width = Vec<T>::size();
   int64_t i = 0;
   for (; i + width <= n; i += width) f(i, width);
   if (i < n) f(i, n - i);
 }
 
+// A vector of numbers that lie in memory as T.
+template <typename T>
+inline CUSTOM_OPS_INLINE Vec<acc_of<T>> load(const T* from, int64_t count) {
+  if constexpr (is_half<T>) {
+    Vec<float> x;
+    if (count == Vec<float>::size()) {
+      at::vec::load_to_float<T>(from, x);
+    } else {
+      x = std::get<0>(at::vec::convert_to_float<T>(Vec<T>::loadu(from, count)));
+    }
+    return x;
+  } else {
+    return Vec<T>::loadu(from, count);
+  }
+}
+
+// to[i] = f(i, count) for every vector of 0 … n − 1, each rounded to T once. Where `to` is what f
+// reads, it is read before it is written.
+template <typename T, typename F>
+inline CUSTOM_OPS_INLINE void fill(T* to, int64_t n, F f) {
+  if constexpr (is_half<T>) {
+    constexpr int64_t width = Vec<float>::size();
+    Vec<float> both[2];
+    int64_t i = 0;
+    for (; i + 2 * width <= n; i += 2 * width) {
+      for (int64_t j = 0; j < 2; ++j) both[j] = f(i + j * width, width);
+      at::vec::convert_from_float<T>(both[0], both[1]).store(to + i);
+    }
+    if (i == n) return;
+    for (int64_t j = 0; j < 2 && i + j * width < n; ++j) {
+      both[j] = f(i + j * width, std::min(width, n - i - j * width));
+    }
+    at::vec::convert_from_float<T>(both[0], both[1]).store(to + i, n - i);
+  } else {
+    each_vector<T>(n, [=](int64_t i, int64_t count) CUSTOM_OPS_INLINE {
+      f(i, count).store(to + i, count);
+    });
+  }
+}
+
 // Joins term(i, count) over 0 … n − 1. Four independent sums hide the latency of an addition, and
 // round off less than one.
 template <typename T, typename Term, typename Join>
-inline T reduce(int64_t n, T empty, Term term, Join join) {
+inline CUSTOM_OPS_INLINE T reduce(int64_t n, T empty, Term term, Join join) {
   constexpr int64_t width = Vec<T>::size();
-  Vec<T> a0(empty), a1(empty), a2(empty), a3(empty);
+  Vec<T> a[4] = {Vec<T>(empty), Vec<T>(empty), Vec<T>(empty), Vec<T>(empty)};
   int64_t i = 0;
   for (; i + 4 * width <= n; i += 4 * width) {
-    a0 = join(a0, term(i, width));
-    a1 = join(a1, term(i + width, width));
-    a2 = join(a2, term(i + 2 * width, width));
-    a3 = join(a3, term(i + 3 * width, width));
+    for (int64_t j = 0; j < 4; ++j) a[j] = join(a[j], term(i + j * width, width));
   }
-  for (; i + width <= n; i += width) a0 = join(a0, term(i, width));
-  if (i < n) a1 = Vec<T>::set(a1, join(a1, term(i, n - i)), n - i);
-  return at::vec::vec_reduce_all<T>(join, join(join(a0, a1), join(a2, a3)));
+  for (; i < n; i += width) {
+    const int64_t count = std::min(width, n - i);
+    a[0] = Vec<T>::set(a[0], join(a[0], term(i, count)), count);
+  }
+  return at::vec::vec_reduce_all<T>(join, join(join(a[0], a[1]), join(a[2], a[3])));
 }
 
 template <typename T, typename Term>
-inline T sum(int64_t n, Term term) {
+inline CUSTOM_OPS_INLINE T sum(int64_t n, Term term) {
   return reduce<T>(n, T(0), term, [](Vec<T> a, Vec<T> b) { return a + b; });
 }
 
@@ -68,12 +122,10 @@ inline Vec<T> larger(Vec<T> a, Vec<T> b) {
   return at::vec::maximum(a, b);
 }
 
-// The largest of z but for NaN, which may be passed over.
-template <typename T>
-inline T largest(const T* z, int64_t n) {
-  return reduce<T>(
-      n, -INF<T>, [z](int64_t i, int64_t count) { return Vec<T>::loadu(z + i, count); },
-      [](Vec<T> a, Vec<T> b) { return larger(a, b); });
+// The largest of z(i, count) but for NaN, which may be passed over.
+template <typename T, typename Get>
+inline CUSTOM_OPS_INLINE T largest(int64_t n, Get z) {
+  return reduce<T>(n, -INF<T>, z, [](Vec<T> a, Vec<T> b) { return larger(a, b); });
 }
 
 // y ⊙ x with 0 · ±inf = 0.
@@ -110,6 +162,9 @@ inline void narrow(const float* from, half_t* to, int64_t n) {
     at::vec::convert_from_float<half_t>(low, high).store(to + i, count);
   });
 }
+
+// Asks for what lies at `at` ahead of its use; it need not be memory of ours.
+inline void prefetch(const void* at) { __builtin_prefetch(at, 0, 2); }
 
 // to[c][r] = from[r][c] for r < rows, c < columns; rows begin `from_step` and `to_step` apart.
 template <typename T>
@@ -161,7 +216,7 @@ struct Source {
 
   // Asks for the run from `offset` ahead of its use, a line for every vector that is worked on.
   void prefetch(int64_t offset) const {
-    __builtin_prefetch(static_cast<const char*>(data) + offset * size, 0, 2);
+    custom_ops::prefetch(static_cast<const char*>(data) + offset * size);
   }
 
   acc_t operator[](int64_t offset) const {
