@@ -34,6 +34,7 @@ struct Label {
   int64_t t = 0;
   acc_t weight = 1;  // w_t
 
+  Label() = default;
   Label(int64_t label, int64_t classes, const acc_t* w, const Options& o)
       : ignored(label == o.ignore_index) {
     counts = !ignored && label >= 0 && label < classes;
@@ -288,31 +289,40 @@ void forward_block(const Problem<acc_t>& q, const RowResults<acc_t>& results, co
   acc_t S[BLOCK], L[BLOCK];
   found.finish(b.n, S, L);
   const acc_t* M = found.max;
-  const acc_t* only_run = x.classes <= RUN ? tile.read(0, x.classes) : nullptr;
-  const auto logit = [&](int64_t k, int64_t i) {
-    if (only_run) return only_run[k * b.n + i];
-    acc_t z = source[b.at(x, i) + k * x.inner];
-    return *cap(&z, 1, &z);
+  const auto label_of = [&](int64_t i) {
+    return Label<acc_t>(q.target.labels[b.first + i], x.classes, q.weight, q.o);
   };
+  acc_t nll[BLOCK];
+  std::fill_n(nll, b.n, acc_t(0));
+  if (!q.soft()) {
+    const acc_t* only_run = x.classes <= RUN ? tile.read(0, x.classes) : nullptr;
+    for (int64_t i = 0; i < b.n; ++i) {
+      const int64_t t = label_of(i).t;
+      acc_t z = only_run ? only_run[t * b.n + i] : source[b.at(x, i) + t * x.inner];
+      nll[i] = only_run ? z : *cap(&z, 1, &z);
+    }
+    for (int64_t i = 0; i < b.n; ++i) nll[i] = (M[i] - nll[i]) + L[i];
+  }
+  acc_t* loss = results.loss + b.first;
+  if (spread || q.weight || q.o.z_loss) {
+    for (int64_t i = 0; i < b.n; ++i) {
+      acc_t even = 0;
+      if (spread) {
+        even =
+            acc_t(distance[i] + mass[i] * ((double(M[i]) - double(reference[i])) + double(L[i])));
+      }
+      const Label<acc_t> label = q.soft() ? Label<acc_t>() : label_of(i);
+      loss[i] = q.loss(q.soft() ? nullptr : &label, nll[i], even, M[i] + L[i]);
+    }
+  } else {
+    std::copy_n(nll, b.n, loss);
+  }
+  std::copy_n(M, b.n, results.max + b.first);
+  std::copy_n(L, b.n, results.log_sum + b.first);
+  if (results.prediction) std::copy_n(prediction.at, b.n, results.prediction + b.first);
+  if (q.soft()) return;
   for (int64_t i = 0; i < b.n; ++i) {
-    const int64_t r = b.first + i;
-    const Label<acc_t> label(q.soft() ? 0 : q.target.labels[r], x.classes, q.weight, q.o);
-    if (!q.soft() && !label.counts) {
-      results.unread(r, label.ignored);
-      continue;
-    }
-    acc_t nll = 0;
-    if (!q.soft()) {
-      nll = (M[i] - logit(label.t, i)) + L[i];
-    }
-    acc_t even = 0;
-    if (spread) {
-      even = acc_t(distance[i] + mass[i] * ((double(M[i]) - double(reference[i])) + double(L[i])));
-    }
-    results.loss[r] = q.loss(q.soft() ? nullptr : &label, nll, even, M[i] + L[i]);
-    results.max[r] = M[i];
-    results.log_sum[r] = L[i];
-    if (results.prediction) results.prediction[r] = prediction.at[i];
+    if (const auto label = label_of(i); !label.counts) results.unread(b.first + i, label.ignored);
   }
 }
 
