@@ -152,6 +152,25 @@ def cross_entropy(
     >>> cross_entropy(input, torch.tensor([0, 1]), reduction="none")
     tensor([0.1269, 0.6931])
     """
+    if not return_stats:
+        # first: it takes nothing that the checks below would refuse
+        loss = node(
+            "cross_entropy",
+            input,
+            target,
+            weight,
+            ignore_index,
+            reduction,
+            label_smoothing,
+            z_loss,
+            softcap,
+            logit_scale,
+            normalizer,
+            dtype,
+            inplace_backward,
+        )
+        if loss is not None:
+            return loss
     check_input("cross_entropy", input, None)
     check_dtype("cross_entropy", dtype)
     ignore_index = as_index("ignore_index", ignore_index)
@@ -181,10 +200,6 @@ def cross_entropy(
     if weight is not None:
         # here, so that its gradients from the rows and from the mean add up before they are rounded
         weight = weight.to(o.dtype)
-    if not (return_stats or isinstance(normalizer, Tensor)):
-        loss = node("cross_entropy", input, target, weight, o, reduction, normalizer, result_dtype)
-        if loss is not None:
-            return loss
     loss, M, L, prediction = apply(_CrossEntropy, input, target, weight, o)
     if reduction != "none":
         loss = apply(Total, loss)
@@ -311,10 +326,28 @@ def _node_vjp(
     M: Tensor,
     L: Tensor,
     rows: float,
-    o: Options,
+    dim: int,
+    dtype: torch.dtype,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    logit_scale: float,
+    softcap: float | None,
+    inplace: bool,
 ) -> Tensor:
     """The same for the C++ node: g is the upstream gradient of its result, a sum over `rows`."""
-    g = (g.to(o.dtype) / rows).expand(L.shape)
+    o = Options(
+        dim=dim,
+        dtype=dtype,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        logit_scale=logit_scale,
+        softcap=softcap,
+        predict=False,
+        inplace=inplace,
+    )
+    g = (g.to(dtype) / rows).expand(L.shape)
     return _input_vjp(input, target, weight, g, None, M, L, o)
 
 

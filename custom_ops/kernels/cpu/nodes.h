@@ -6,8 +6,10 @@
 #pragma once
 
 #include <ATen/PythonTorchFunctionTLS.h>
+#include <ATen/autocast_mode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
+#include <torch/csrc/Dtype.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/grad_mode.h>
 #include <torch/csrc/autograd/python_variable.h>
@@ -122,35 +124,13 @@ py::object softmax_node(py::handle input, int64_t dim) {
 enum class Reduction { none, sum, mean };
 
 // A cross-entropy but for its tensors.
-struct __attribute__((visibility("hidden"))) Plan : torch::CustomClassHolder {
+struct Plan : torch::CustomClassHolder {
   Options o;
   int64_t dim;
   c10::ScalarType dtype, result_dtype;
   Reduction reduction;
   double normalizer;  // 0 for none
   bool inplace;
-  py::object python_options;
-
-  Plan(py::object options, const std::string& reduction_name, std::optional<double> denominator,
-       c10::ScalarType result)
-      : o{options.attr("ignore_index").cast<int64_t>(),
-          options.attr("label_smoothing").cast<double>(), options.attr("z_loss").cast<double>(),
-          options.attr("logit_scale").cast<double>(),
-          options.attr("softcap").cast<std::optional<double>>().value_or(0)},
-        dim(options.attr("dim").cast<int64_t>()),
-        dtype(options.attr("dtype").cast<c10::ScalarType>()),
-        result_dtype(result),
-        reduction(reduction_name == "none"      ? Reduction::none
-                      : reduction_name == "sum" ? Reduction::sum
-                                                : Reduction::mean),
-        normalizer(denominator.value_or(0)),
-        inplace(options.attr("inplace").cast<bool>()),
-        python_options(std::move(options)) {}
-
-  ~Plan() override {
-    py::gil_scoped_acquire gil;
-    python_options = py::object();
-  }
 };
 
 // The denominator of the mean.
@@ -221,36 +201,100 @@ struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
       dx = cross_entropy_vjp(input, target, weight, upstream(g, *plan, denominator), std::nullopt,
                              M, L, plan->dim, plan->inplace, plan->o);
     } else if (g.defined()) {
-      dx = python_vjp("cross_entropy", input, target, weight, g, M, L, denominator,
-                      plan->python_options);
+      const Options& o = plan->o;
+      const auto softcap = o.softcap ? std::optional<double>(o.softcap) : std::nullopt;
+      dx = python_vjp("cross_entropy", input, target, weight, g, M, L, denominator, plan->dim,
+                      plan->dtype, o.ignore_index, o.label_smoothing, o.z_loss, o.logit_scale,
+                      softcap, plan->inplace);
     }
     return {dx, Tensor(), Tensor(), Tensor()};
   }
 };
 
+// A finite number of Python's own, at least `least`.
+inline bool read_number(py::handle value, double least, double& number) {
+  if (!PyFloat_CheckExact(value.ptr()) && !PyLong_CheckExact(value.ptr())) return false;
+  number = PyFloat_AsDouble(value.ptr());
+  if (PyErr_Occurred()) PyErr_Clear();  // too large an int: Python is to say so
+  return std::isfinite(number) && number >= least;
+}
+
+// The plan for arguments that are all as they should be; null where a second look is needed, at what
+// is wrong or at what is rare.
+inline c10::intrusive_ptr<Plan> plan_of(const Tensor& x, const Tensor& target,
+                                        const std::optional<Tensor>& weight,
+                                        py::handle ignore_index, py::handle reduction,
+                                        py::handle label_smoothing, py::handle z_loss,
+                                        py::handle softcap, py::handle logit_scale,
+                                        py::handle normalizer, py::handle dtype, bool inplace) {
+  auto plan = c10::make_intrusive<Plan>();
+  Options& o = plan->o;
+  int overflow = 0;
+  if (!PyLong_CheckExact(ignore_index.ptr())) return {};
+  o.ignore_index = PyLong_AsLongLongAndOverflow(ignore_index.ptr(), &overflow);
+  constexpr double least = std::numeric_limits<double>::min(), any = -INF<double>;
+  o.softcap = plan->normalizer = 0;
+  if (overflow || !read_number(label_smoothing, 0, o.label_smoothing) || o.label_smoothing > 1 ||
+      !read_number(z_loss, 0, o.z_loss) || !read_number(logit_scale, any, o.logit_scale) ||
+      (!softcap.is_none() && !read_number(softcap, least, o.softcap)) ||
+      (!normalizer.is_none() && !read_number(normalizer, least, plan->normalizer)) ||
+      !PyUnicode_CheckExact(reduction.ptr())) {
+    return {};
+  }
+  const auto is = [&](const char* name) {
+    return PyUnicode_CompareWithASCIIString(reduction.ptr(), name) == 0;
+  };
+  if (!is("mean") && (!normalizer.is_none() || !(is("sum") || is("none")))) return {};
+  plan->reduction = is("mean") ? Reduction::mean : is("sum") ? Reduction::sum : Reduction::none;
+
+  const auto type = x.scalar_type();
+  const auto is_float = [](c10::ScalarType t) {
+    return t == c10::kFloat || t == c10::kDouble || t == c10::kBFloat16 || t == c10::kHalf;
+  };
+  if (!dtype.is_none() && !THPDtype_Check(dtype.ptr())) return {};
+  plan->result_dtype =
+      dtype.is_none() ? type : reinterpret_cast<THPDtype*>(dtype.ptr())->scalar_type;
+  plan->dtype = plan->result_dtype == c10::kDouble ? c10::kDouble : c10::kFloat;
+  const bool readable = type == plan->dtype ||
+      (plan->dtype == c10::kFloat && (type == c10::kBFloat16 || type == c10::kHalf));
+  if (!is_float(plan->result_dtype) || !readable || x.dim() == 0 || x.numel() == 0) return {};
+
+  plan->dim = x.dim() > 1 ? 1 : 0;
+  if (target.sizes() == x.sizes()) {
+    if (target.scalar_type() != type || o.ignore_index >= 0) return {};
+  } else if (target.scalar_type() != c10::kLong ||
+             target.sizes() != c10::IntArrayRef(row_sizes(x, plan->dim))) {
+    return {};
+  }
+  if (weight &&
+      (weight->dim() != 1 || weight->numel() != x.size(plan->dim) ||
+       (weight->scalar_type() != type &&
+        (dtype.is_none() || weight->scalar_type() != plan->result_dtype)))) {
+    return {};
+  }
+  if (inplace && (x.is_view() || (differentiable(x) && x.is_leaf()) || !x.is_contiguous())) return {};
+  plan->inplace = inplace;
+  return plan;
+}
+
+// The loss, or None where Python is to look at the arguments and the Function is to answer.
 inline py::object cross_entropy_node(py::handle input, py::handle target, py::handle weight,
-                                     py::object options, const std::string& reduction,
-                                     std::optional<double> normalizer,
-                                     c10::ScalarType result_dtype) {
+                                     py::handle ignore_index, py::handle reduction,
+                                     py::handle label_smoothing, py::handle z_loss,
+                                     py::handle softcap, py::handle logit_scale,
+                                     py::handle normalizer, py::handle dtype, bool inplace) {
   if (!plain(input) || !plain(target) || !(weight.is_none() || plain(weight)) ||
-      !surroundings_plain()) {
+      !surroundings_plain() || at::autocast::is_autocast_enabled(c10::kCPU)) {
     return py::none();
   }
   const Tensor x = THPVariable_Unpack(input.ptr()), t = THPVariable_Unpack(target.ptr());
   std::optional<Tensor> w;
   if (!weight.is_none()) w = THPVariable_Unpack(weight.ptr());
-  const auto plan =
-      c10::make_intrusive<Plan>(std::move(options), reduction, normalizer, result_dtype);
-  const auto reads = [&](const Tensor& y) {
-    return y.scalar_type() == plan->dtype ||
-        (plan->dtype == c10::kFloat &&
-         (y.scalar_type() == c10::kBFloat16 || y.scalar_type() == c10::kHalf));
-  };
-  if (!reads(x) || !(t.scalar_type() == c10::kLong || (t.is_floating_point() && reads(t))) ||
-      differentiable(t) || (w && (differentiable(*w) || w->scalar_type() != plan->dtype)) ||
-      x.numel() == 0) {
-    return py::none();
-  }
+  if (differentiable(t) || (w && differentiable(*w))) return py::none();
+  const auto plan = plan_of(x, t, w, ignore_index, reduction, label_smoothing, z_loss, softcap,
+                            logit_scale, normalizer, dtype, inplace);
+  if (!plan) return py::none();
+  if (w) w = w->to(plan->dtype);
   Tensor loss;
   {
     py::gil_scoped_release no_gil;
