@@ -550,7 +550,7 @@ def _parts(
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield the rows of each block and their input, 0 where they are ignored."""
     N, C = len(x), len(W)
-    size = blocks.of(N, C * NUMBERS_A_LOGIT * o.dtype.itemsize, LEAST_ROWS)
+    size = blocks.of(x, C * NUMBERS_A_LOGIT * o.dtype.itemsize, LEAST_ROWS)
     for start in range(0, N or 1, size):
         part = slice(start, start + size)
         yield part, blank_ignored(x[part], target[part], o)
