@@ -133,9 +133,9 @@ def linear_cross_entropy(
 
     Names and order are those of torch.nn.functional.linear_cross_entropy; what it computes, with
     every option, is `custom_ops.cross_entropy` of the logits. Logits and their gradient exist for a
-    block of rows at a time: at most 50 MiB (of 64 rows at least), whatever N. Every derivative of
-    any order is exact, and double backward, Hessian-vector products and forward mode go by blocks
-    as well.
+    block of rows at a time: at most 50 MiB (of 64 rows at least), on CUDA 512 MiB (of 256 rows),
+    whatever N. Every derivative of any order is exact, and double backward, Hessian-vector products
+    and forward mode go by blocks as well.
 
     Args:
         input: what the last layer gets, (D), (N, D) or (B, …, D); float64, float32, bfloat16 or
@@ -158,15 +158,16 @@ def linear_cross_entropy(
         logit_scale: α; multiplies W x + b, before the cap.
         normalizer: replaces the denominator of the mean, as in `cross_entropy`.
         dtype: of the loss.
-        block_rows: rows of a block; None takes as many as its 50 MiB hold. The answer depends on it
-            only by the order in which the rows of dW are added.
+        block_rows: rows of a block; None takes as many as its memory holds. The answer depends on
+            it only by the order in which the rows of dW are added.
         return_stats: whether to return (loss, stats) with the rows' `lse` and `prediction`.
 
     Returns:
         The loss: 0-d, or for "none" in the shape of the labels.
 
     Raises:
-        IndexError: a label out of range (on the CPU; elsewhere the loss of that row is NaN).
+        IndexError: a label out of range (on the CPU; elsewhere the loss of that row is NaN, and on
+            CUDA a later call raises).
         ValueError: an option or a shape that cannot be used (also a RuntimeError, as in torch).
         NotImplementedError: the input is not of a floating-point type.
         TypeError: not a tensor.

@@ -545,6 +545,20 @@ def test_only_the_first_bad_label_is_kept_and_pixels_are_counted_through(uncheck
         triton.cross_entropy(x, target.zero_(), None, o)
 
 
+@pytest.mark.parametrize("length", [1, 3000])
+def test_labels_that_are_taken_in_blocks_are_named_by_their_place_among_all(unchecked, length):
+    from custom_ops.kernels.cuda.labels import report
+
+    target = torch.full((length, 2), -100)
+    report(target, 7, -100)
+    report(target, 7, -100)  # nothing was wrong
+    target[-1, 1] = 7
+    report(target, 7, -100)
+    o, position = options("plain", 1, torch.float32), 2 * length - 1
+    with pytest.raises(IndexError, match=rf"target.flatten\(\)\[{position}\] is 7, out of range"):
+        triton.cross_entropy(torch.randn(1, 7), torch.zeros(1, dtype=torch.int64), None, o)
+
+
 def test_a_record_that_is_not_whole_yet_is_not_read():
     from custom_ops.kernels.cuda.record import LABEL, READY, Record
 

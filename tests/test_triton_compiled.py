@@ -132,6 +132,14 @@ for labels in (torch.uint8, torch.int32):
     )
 
 
+for labels in (torch.int64, torch.int32):
+    target = torch.zeros(5000, dtype=labels)
+    ONCE[f"a look at the labels, {str(labels)[6:]}"] = (
+        ops.report,
+        {"target": target, "classes": 10, "ignore_index": -100},
+    )
+
+
 class Compiled(NamedTuple):
     kernel: str
     spilled: int
@@ -242,6 +250,7 @@ def test_no_kernel_is_left_out(monkeypatch):
         "hessian_chunks",
         "hessian_partial",
         "hessian_whole",
+        "labels_reported",
         "map_chunks",
         "map_partial",
         "map_whole",

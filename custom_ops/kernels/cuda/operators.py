@@ -7,6 +7,7 @@ from custom_ops.kernels.cuda.contract import contract, log_softmax_jvp, log_soft
 from custom_ops.kernels.cuda.cross_entropy import cross_entropy
 from custom_ops.kernels.cuda.gradient import cross_entropy_vjp, cross_entropy_vjp_
 from custom_ops.kernels.cuda.hessian import cross_entropy_hvp_
+from custom_ops.kernels.cuda.labels import report
 from custom_ops.kernels.cuda.softmax import softmax
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "cross_entropy_vjp_",
     "log_softmax_jvp",
     "log_softmax_vjp",
+    "report",
     "softmax",
 ]
 
