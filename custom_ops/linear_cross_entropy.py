@@ -35,6 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
+from custom_ops import kernels
 from custom_ops.apply import apply, forward_mode_of, graph_is_kept
 from custom_ops.autocast import autocast_linear, autocast_widened
 from custom_ops.checks import (
@@ -412,7 +413,7 @@ class _LinearCrossEntropyVjp(Function):
             if not target.is_floating_point():  # without a row that counts, g may be 1/0
                 g = g.masked_fill(targets.ignored_rows(target, o).all(), 0.0)
             scaled = [
-                None if t is None or not wanted else _scaled(t, g, x.dtype, give)
+                None if t is None or not wanted else kernels.scaled(t, g, x.dtype, give)
                 for t, wanted in zip(products, blocks.wanted, strict=True)
             ]
             return tuple(scaled)
@@ -578,11 +579,6 @@ def _upstream(r: Row, g: Tensor, h: Tensor | None, part: slice) -> tuple[Tensor,
 
 def _at(x: Tensor | None, part: slice) -> Tensor | None:
     return None if x is None else x[part]
-
-
-def _scaled(product: Tensor, g: Tensor, dtype: torch.dtype, give: bool) -> Tensor:
-    """g times the product: in its place if it is to be given away."""
-    return (product.mul_(g) if give else product * g).to(dtype)
 
 
 class _Sums:

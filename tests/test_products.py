@@ -83,11 +83,17 @@ def fake(half, monkeypatch):
 FLOAT32_FACTORS = {(shape, torch.float32) for shape in ((C, ROWS), (ROWS, D), (C, D))}
 
 
+def first_and_more(of_a_block: list[tuple]) -> list[tuple]:
+    """The calls of all blocks: the first product of dW does not read what is there."""
+    rows, dW, *more = of_a_block
+    return [rows, (dW[0], 0), *more, *of_a_block * (N // ROWS - 1)]
+
+
 def test_a_gpu_adds_up_dx_and_dw_in_float32_from_half_precision_factors(fake):
     watching, x, W, b, t = fake
     blocks = Blocks(True, (True, True, True), ROWS)
     found = last_layer.linear_cross_entropy(x, W, b, t, None, OPTIONS, blocks)
-    assert watching.wide == [((ROWS, D), 0), ((C, D), 1)] * (N // ROWS)
+    assert watching.wide == first_and_more([((ROWS, D), 0), ((C, D), 1)])
     assert all(p.dtype == torch.float32 and p.device.type == "meta" for p in found.products)
     assert not watching.converted & FLOAT32_FACTORS
 
@@ -97,7 +103,7 @@ def test_a_backward_of_its_own_does_the_same(fake):
     rows = torch.empty(N, device="meta")
     blocks = Blocks(False, (True, True, False), ROWS)
     last_layer.linear_cross_entropy_vjp(x, W, b, t, None, rows, rows, rows, rows, OPTIONS, blocks)
-    assert watching.wide == [((ROWS, D), 0), ((C, D), 1)] * (N // ROWS)
+    assert watching.wide == first_and_more([((ROWS, D), 0), ((C, D), 1)])
     assert not watching.converted & FLOAT32_FACTORS
 
 
@@ -158,8 +164,27 @@ def exact(x: Tensor, W: Tensor, b: Tensor, t: Tensor) -> tuple[list[Tensor], Ten
     return leaves, torch.nn.functional.cross_entropy(z, t)
 
 
+@pytest.fixture
+def memory_full_of_nan(monkeypatch):
+    """What `empty` returns holds NaN."""
+    torch.use_deterministic_algorithms(True)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    assert torch.empty(2).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+def test_the_first_product_finds_no_sum(memory_full_of_nan, rows):
+    x, W = torch.randn(rows, D), torch.randn(C, D)
+    leaves = differentiable(x, W)
+    linear_cross_entropy(leaves[0], leaves[1], torch.ones(rows).long(), reduction="sum").backward()
+    assert leaves[1].grad.isfinite().all()
+    assert (leaves[1].grad != 0).any() == (rows > 0)
+
+
 @pytest.mark.parametrize("block_rows", [None, 1, 7])
-def test_the_gradients_are_those_of_float64(emulated, tensors, block_rows):
+def test_the_gradients_are_those_of_float64(emulated, memory_full_of_nan, tensors, block_rows):
     *leaves, t = tensors
     x, W, b = leaves
     loss = linear_cross_entropy(x, W, t, b, block_rows=block_rows)
@@ -169,6 +194,13 @@ def test_the_gradients_are_those_of_float64(emulated, tensors, block_rows):
         torch.autograd.grad(loss, leaves), torch.autograd.grad(want, wide), strict=True
     ):
         torch.testing.assert_close(got.double(), d, rtol=2e-2, atol=1e-3)
+
+
+def test_a_gradient_is_narrowed_as_it_is_scaled_and_the_sum_is_left(emulated, half):
+    product, g = torch.randn(C, D), torch.tensor(0.3)
+    before = product.clone()
+    assert torch.equal(kernels.scaled(product, g, half, True), (before * g).to(half))
+    assert torch.equal(product, before)
 
 
 def test_dx_is_not_rounded_before_it_meets_the_upstream_gradient(emulated, half):
@@ -190,4 +222,4 @@ def test_a_hessian_product_takes_the_same_road(fake, monkeypatch):
         x, W, b, t, None, rows, None, rows, rows, v, OPTIONS, blocks
     )
     of_a_block = [((ROWS, D), 0), ((C, D), 1), ((ROWS, D), 1), ((C, D), 1)]
-    assert watching.wide == of_a_block * (N // ROWS)
+    assert watching.wide == first_and_more(of_a_block)

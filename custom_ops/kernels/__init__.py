@@ -30,6 +30,7 @@ __all__ = [
     "log_softmax_jvp",
     "log_softmax_vjp",
     "put_product_",
+    "scaled",
     "softmax",
     "statistics_dtype",
     "takes_hvp",
@@ -159,12 +160,17 @@ def total(x: Tensor) -> Tensor:
     return _chosen(x).total(x)
 
 
-def add_product_(total: Tensor, dz: Tensor, x: Tensor) -> None:
-    """Σ += dzᵀ x, added up in the dtype of the sum; dz and x may be of a half type."""
+def add_product_(total: Tensor, dz: Tensor, x: Tensor, first: bool = False) -> None:
+    """Σ += dzᵀ x, added up in the dtype of the sum; dz and x may be of a half type.
+
+    The `first` product finds memory in Σ that nothing was written to.
+    """
+    if total.dtype != dz.dtype and products.widens(dz):
+        return products.add_wide_(total, dz.t(), x, beta=int(not first))
+    if first:
+        total.zero_()
     if total.dtype == dz.dtype:
         total.addmm_(dz.t(), x)
-    elif products.widens(dz):
-        products.add_wide_(total, dz.t(), x)
     elif not native.add_product_(total, dz, x):
         total.addmm_(dz.t().to(total.dtype), x.to(total.dtype))
 
@@ -179,6 +185,14 @@ def put_product_(out: Tensor, dz: Tensor, W: Tensor, beta: int) -> None:
         out += torch.mm(dz, W)
     else:
         out.copy_(torch.mm(dz, W))
+
+
+def scaled(product: Tensor, g: Tensor, dtype: torch.dtype, give: bool) -> Tensor:
+    """Return g times the product in `dtype`: in its place if it is to be given away."""
+    narrower = dtype != product.dtype and not torch.compiler.is_compiling()
+    if narrower and products.widens(product):
+        return products.narrowed(product, g, dtype)
+    return (product.mul_(g) if give else product * g).to(dtype)
 
 
 def advised(fresh: Tensor) -> Tensor:

@@ -237,7 +237,8 @@ class _Sums:
         dtype = statistics_dtype(x.dtype)
         wants_x, wants_W, wants_b = blocks.wanted
         self.dx = x.new_empty(x.shape, dtype=dtype) if wants_x else None
-        self.dW = kernels.advised(W.new_empty(W.shape, dtype=dtype)).zero_() if wants_W else None
+        self.dW = kernels.advised(W.new_empty(W.shape, dtype=dtype)) if wants_W else None
+        self.dW_is_empty = True
         self.db = b.new_zeros(b.shape, dtype=dtype) if wants_b and b is not None else None
 
     def add(self, part: slice, dz: Tensor) -> None:
@@ -260,9 +261,13 @@ class _Sums:
 
     def _add_dW(self, dz: Tensor, x: Tensor) -> None:
         if self.dW is not None:
-            kernels.add_product_(self.dW, dz, x)
+            kernels.add_product_(self.dW, dz, x, first=self.dW_is_empty)
+            self.dW_is_empty = False
 
     def products(self) -> Products:
+        """Return the sums; of no block they are 0."""
+        if self.dW is not None and self.dW_is_empty:
+            self.dW.zero_()
         return Products(self.dx, self.dW, self.db)
 
 
