@@ -10,7 +10,7 @@ import torch
 
 from bench import contestants, device_cases, last_layer, rivals
 from bench.cases import Case
-from bench.contestants import BUILTIN, COMPILED, COPY, IN_PLACE, OURS, Contestant, Inputs
+from bench.contestants import BUILTIN, COMPILED, COPY, OURS, Contestant, Inputs
 from bench.device_cases import DeviceCase
 from bench.device_timing import EventClock, WallClock, admit, ratios
 from bench.goals import Goal, judge
@@ -58,7 +58,6 @@ def row(
         found[name]["share"] = speed[name] / speed[COPY]
     return {
         "name": case.name,
-        "classes": case.case.shape[1],
         "seconds": seconds,
         "bytes_a_second": speed,
         **_rest(able, first, failed, found, case.case.goals, device),
@@ -69,9 +68,7 @@ def wall_time(
     case: Case, plan: Plan, device: torch.device, wait: Callable[[], None]
 ) -> dict[str, Any]:
     """Time a step of a small batch, as a training loop has it."""
-    entered = enter(DeviceCase(case, "forward + backward"), device)
-    entered.pop(IN_PLACE)  # its logits are gone after one call
-    able, first, failed = admit(entered, wait)
+    able, first, failed = admit(enter(DeviceCase(case, "forward + backward"), device), wait)
     seconds = in_turns(able, plan.effort, case.calls, WallClock(wait))
     return {
         "name": case.name,
@@ -110,10 +107,8 @@ def enter(case: DeviceCase, device: torch.device) -> dict[str, Contestant]:
     with device:
         inputs = Inputs(case.case)
         copy = torch.empty(case.case.shape, dtype=case.case.dtype)
-    names = [n for n in contestants.of(case.case) if n != COPY]
-    if case.case.op == "cross_entropy" and IN_PLACE not in names:
-        names.append(IN_PLACE)
-    functions = {name: contestants.function(case.case, name) for name in names}
+    names = contestants.of(case.case)
+    functions = {name: contestants.function(case.case, name) for name in names if name != COPY}
     if case.case.op != "cross_entropy":
         functions = {name: partial(f, dim=1) for name, f in functions.items()}
     functions |= rivals.functions(case.case.op)
