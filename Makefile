@@ -10,7 +10,7 @@ TRITON := TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto -k
 TRITON_SUBSET := tests/test_triton.py tests/test_softmax.py tests/test_cross_entropy.py \
   tests/test_inplace.py tests/test_peer_faults.py
 
-.PHONY: demo lm test test-triton test-asan explain bench lint clean
+.PHONY: demo lm test test-triton test-asan explain bench bench-cuda lint clean
 
 demo: .venv/installed  ## four heads side by side: a table, a report and a picture
 	$(BIN)/python scripts/compare.py
@@ -23,6 +23,9 @@ explain: .venv/installed  ## the lesson: one image through the chain rule, facto
 
 bench: .venv/installed  ## what the ops cost beside torch's: every claim as a table, JSON and a picture
 	$(BIN)/python scripts/benchmark.py
+
+bench-cuda: .venv/installed  ## the same on a GPU, beside other libraries' kernels where they are installed
+	$(BIN)/python scripts/benchmark.py --device cuda
 
 test: .venv/installed  ## everything; of the Triton kernels' tests on the CPU what is quick
 	$(BIN)/python -m pytest -n auto

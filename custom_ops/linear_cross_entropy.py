@@ -35,6 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
+from custom_ops import kernels
 from custom_ops.apply import apply, forward_mode_of, graph_is_kept
 from custom_ops.autocast import autocast_linear, autocast_widened
 from custom_ops.checks import (
@@ -133,9 +134,9 @@ def linear_cross_entropy(
 
     Names and order are those of torch.nn.functional.linear_cross_entropy; what it computes, with
     every option, is `custom_ops.cross_entropy` of the logits. Logits and their gradient exist for a
-    block of rows at a time: at most 50 MiB (of 64 rows at least), whatever N. Every derivative of
-    any order is exact, and double backward, Hessian-vector products and forward mode go by blocks
-    as well.
+    block of rows at a time: at most 50 MiB (of 64 rows at least), on CUDA 512 MiB (of 256 rows),
+    whatever N. Every derivative of any order is exact, and double backward, Hessian-vector products
+    and forward mode go by blocks as well.
 
     Args:
         input: what the last layer gets, (D), (N, D) or (B, …, D); float64, float32, bfloat16 or
@@ -158,15 +159,16 @@ def linear_cross_entropy(
         logit_scale: α; multiplies W x + b, before the cap.
         normalizer: replaces the denominator of the mean, as in `cross_entropy`.
         dtype: of the loss.
-        block_rows: rows of a block; None takes as many as its 50 MiB hold. The answer depends on it
-            only by the order in which the rows of dW are added.
+        block_rows: rows of a block; None takes as many as its memory holds. The answer depends on
+            it only by the order in which the rows of dW are added.
         return_stats: whether to return (loss, stats) with the rows' `lse` and `prediction`.
 
     Returns:
         The loss: 0-d, or for "none" in the shape of the labels.
 
     Raises:
-        IndexError: a label out of range (on the CPU; elsewhere the loss of that row is NaN).
+        IndexError: a label out of range (on the CPU; elsewhere the loss of that row is NaN, and on
+            CUDA a later call raises).
         ValueError: an option or a shape that cannot be used (also a RuntimeError, as in torch).
         NotImplementedError: the input is not of a floating-point type.
         TypeError: not a tensor.
@@ -411,7 +413,7 @@ class _LinearCrossEntropyVjp(Function):
             if not target.is_floating_point():  # without a row that counts, g may be 1/0
                 g = g.masked_fill(targets.ignored_rows(target, o).all(), 0.0)
             scaled = [
-                None if t is None or not wanted else _scaled(t, g, x.dtype, give)
+                None if t is None or not wanted else kernels.scaled(t, g, x.dtype, give)
                 for t, wanted in zip(products, blocks.wanted, strict=True)
             ]
             return tuple(scaled)
@@ -550,7 +552,7 @@ def _parts(
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield the rows of each block and their input, 0 where they are ignored."""
     N, C = len(x), len(W)
-    size = blocks.of(N, C * NUMBERS_A_LOGIT * o.dtype.itemsize, LEAST_ROWS)
+    size = blocks.of(x, C * NUMBERS_A_LOGIT * o.dtype.itemsize, LEAST_ROWS)
     for start in range(0, N or 1, size):
         part = slice(start, start + size)
         yield part, blank_ignored(x[part], target[part], o)
@@ -577,11 +579,6 @@ def _upstream(r: Row, g: Tensor, h: Tensor | None, part: slice) -> tuple[Tensor,
 
 def _at(x: Tensor | None, part: slice) -> Tensor | None:
     return None if x is None else x[part]
-
-
-def _scaled(product: Tensor, g: Tensor, dtype: torch.dtype, give: bool) -> Tensor:
-    """g times the product: in its place if it is to be given away."""
-    return (product.mul_(g) if give else product * g).to(dtype)
 
 
 class _Sums:

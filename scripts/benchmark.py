@@ -1,13 +1,16 @@
 """Measure what the ops cost beside torch's: a table of every claim, JSON and a picture.
 
 Forward and backward of torch's function, of the same under torch.compile and of ours are timed in
-turns, beside a plain copy of the logits: the least that reading and writing them can cost.
+turns, beside a plain copy of the logits: the least that reading and writing them can cost. On a GPU
+other libraries' kernels take part where they are installed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,32 +26,76 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = _parser()
     arguments = parser.parse_args(argv)
+    (_on_cuda if arguments.device == "cuda" else _on_the_cpu)(parser, arguments)
 
+
+def _on_the_cpu(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     # After the arguments: torch takes seconds to import.
     import torch
     from bench import environment, figure, plan, table
 
     chosen_plan = plan.QUICK if arguments.quick else plan.THOROUGH
-    every = plan.steps(chosen_plan, arguments.threads)
-    chosen = [step for step in every if arguments.only in step.name]
-    if not chosen:
-        names = "\n  ".join(step.name for step in every)
-        parser.error(f"--only {arguments.only!r} is in none of these names:\n  {names}")
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    result, picture = arguments.out / RESULT, arguments.out / PICTURE
+    chosen = _chosen(parser, plan.steps(chosen_plan, arguments.threads), arguments.only)
+    result = _result(arguments)
     torch.set_num_threads(arguments.threads)
     report: dict[str, Any] = {
         "environment": environment.describe(),
         "settings": {"quick": arguments.quick, "only": arguments.only, **chosen_plan.settings},
-        **_measure(chosen),
+        **_measure(chosen, plan.SECTIONS),
     }
     result.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
     table.show(report)
     print(f"\n{result}")
+    picture = arguments.out / PICTURE
     picture.unlink(missing_ok=True)
     if report["rows"] or report["curve"]:
         figure.save(report, picture)
         print(picture)
+
+
+def _on_cuda(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as fresh:
+        # What an earlier run compiled would hide what a first call costs.
+        os.environ |= {"TRITON_CACHE_DIR": fresh, "TORCHINDUCTOR_CACHE_DIR": fresh}
+        import torch
+
+        if not torch.cuda.is_available():
+            parser.error("--device cuda: this torch sees no CUDA device")
+        from bench import device, device_environment, device_table, plan
+
+        here = torch.device("cuda", torch.cuda.current_device())
+        chosen_plan = plan.QUICK if arguments.quick else plan.THOROUGH
+        chosen = _chosen(parser, device.steps(chosen_plan, here), arguments.only)
+        result = _result(arguments)
+        report: dict[str, Any] = {
+            "environment": device_environment.describe(here),
+            "settings": {
+                "quick": arguments.quick,
+                "only": arguments.only,
+                **chosen_plan.settings,
+            },
+            **_measure(chosen, device.SECTIONS),
+        }
+        result.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+        device_table.show(report)
+        print(f"\n{result}")
+
+
+def _chosen(parser: argparse.ArgumentParser, every: Sequence[Step], only: str) -> list[Step]:
+    """Return the steps that are asked for, or end with the names of all."""
+    chosen = [step for step in every if only in step.name]
+    if not chosen:
+        names = "\n  ".join(step.name for step in every)
+        parser.error(f"--only {only!r} is in none of these names:\n  {names}")
+    return chosen
+
+
+def _result(arguments: argparse.Namespace) -> Path:
+    """Make the folder of the results, and return where the numbers go."""
+    on_cuda = arguments.device == "cuda"
+    arguments.out = arguments.out or Path("runs/benchmark-cuda" if on_cuda else "runs/benchmark")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    return arguments.out / RESULT
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,14 +117,20 @@ def _parser() -> argparse.ArgumentParser:
         "memory, curve or scaling; one that matches nothing lists the names",
     )
     parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="what to measure on; cuda: the first GPU, by its own clock (default: %(default)s)",
+    )
+    parser.add_argument(
         "--threads", type=_threads, default=2, metavar="N", help="of torch (default: %(default)s)"
     )
     parser.add_argument(
         "--out",
         type=Path,
-        default=Path("runs/benchmark"),
         metavar="DIR",
-        help=f"where {RESULT} and {PICTURE} go; earlier ones are replaced (default: %(default)s)",
+        help=f"where {RESULT} and, for the CPU, {PICTURE} go; earlier ones are replaced (default: "
+        "runs/benchmark, or runs/benchmark-cuda)",
     )
     return parser
 
@@ -88,13 +141,12 @@ def _threads(text: str) -> int:
     return int(text)
 
 
-def _measure(steps: Sequence[Step]) -> dict[str, list[dict[str, Any]]]:
+def _measure(steps: Sequence[Step], sections: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
     """Take the steps in their order; return what they found, by section."""
-    from bench.plan import SECTIONS
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    found: dict[str, list[dict[str, Any]]] = {section: [] for section in SECTIONS}
+    found: dict[str, list[dict[str, Any]]] = {section: [] for section in sections}
     columns = (
         BarColumn(12),
         MofNCompleteColumn(),

@@ -100,8 +100,7 @@ def test_training_with_labels_builds_no_logits(name: str, monkeypatch: pytest.Mo
     from custom_ops.kernels import last_layer
 
     # Blocks of five rows: the logits of one are fewer than anything N × C.
-    monkeypatch.setattr(last_layer, "BLOCK_BYTES", 5 * CLASSES * 4)
-    monkeypatch.setattr(last_layer, "LEAST_ROWS", 5)
+    monkeypatch.setattr(last_layer, "BUDGET", last_layer.Budget(5 * CLASSES * 4, least=5))
     model, inputs = MODELS[name]().train(), batch()
     rows = BATCH * CONTEXT - BATCH - 7  # that have a label
 

@@ -2,13 +2,15 @@
 
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import custom_ops
 from custom_ops import kernels
-from custom_ops.kernels import eager, native, triton
+from custom_ops.kernels import eager, labels, native, triton
 
 PLAIN = "eager: plain ATen operators"
 
@@ -91,3 +93,14 @@ def test_a_map_of_two_shapes_or_dtypes_goes_to_the_eager_kernels():
     assert kernels._chosen_for_map(x, x[0]) is eager
     assert kernels._chosen_for_map(x, x.double()) is eager
     assert kernels._chosen_for_map(x, x) is kernels._chosen(x)
+
+
+def test_labels_on_a_cuda_device_are_handed_to_the_kernel_that_writes_bad_ones_down(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        triton, "library", types.SimpleNamespace(report=lambda *args: seen.append(args[1:]))
+    )
+    with FakeTensorMode():
+        labels._report(torch.empty(3, dtype=torch.int64, device="cuda"), 10, -100)
+        labels._report(torch.empty(3, dtype=torch.int64), 10, -100)  # checked on the spot
+    assert seen == [(10, -100)]

@@ -1,5 +1,6 @@
 """The Triton kernels beside the eager ones, in Triton's interpreter: all paths, layouts, edges."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -12,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import custom_ops
 from custom_ops.kernels import Options, eager, native, triton
+from custom_ops.row import Row
 
 pytestmark = [
     pytest.mark.skipif(not triton.interpreted, reason="TRITON_INTERPRET=1 is not set"),
@@ -329,6 +331,81 @@ def test_a_rows_bits_are_the_same_in_every_batch_and_every_run(path):
         assert all(map(torch.equal, alone, (r[row : row + 1] for r in together)))
 
 
+# The Hessian product of the last layer.
+
+HVP_OPTIONS = ("plain", "smoothing", "full smoothing", "z-loss")
+
+
+def check_hvp(z: Tensor, target: Tensor, weight: Tensor | None, h: bool, o: Options) -> None:
+    """Beside autograd through the float64 formulas of a row."""
+    assert triton.takes(z, target, weight)
+    _, M, L, _ = eager.cross_entropy(z, target, weight, o)
+    u, g = torch.randn_like(z), torch.randn_like(M)
+    H = torch.randn_like(M) if h else None
+    ignored = torch.zeros_like(M, dtype=torch.bool)
+    if not target.is_floating_point():
+        ignored = target == o.ignore_index
+    exact = [t.double().requires_grad_() for t in (z, g, M if H is None else H)]
+    of_row = dataclasses.replace(o, dtype=torch.float64)
+    soft = target.double() if target.is_floating_point() else target
+    r = Row.of(exact[0], soft, None if weight is None else weight.double(), of_row)
+    dz = r.gradient(r.upstream(exact[1]), r.upstream(exact[2] if h else None))
+    wants = torch.autograd.grad(dz, exact, u.double(), allow_unused=True)
+    place, change = z.clone(), u.clone()
+    place[ignored] = change[ignored] = NAN  # which nobody looks at
+    versions = place._version, change._version
+    d_g, d_h = triton.cross_entropy_hvp_(place, target, weight, change, g, H, M, L, o)
+    assert (place._version, change._version) > versions
+    # results of several terms, each with the rounding of M, L or of a logit
+    half = z.dtype == torch.bfloat16
+    tolerance = {"rtol": 1.6e-2, "atol": 1e-2} if half else {"rtol": 1e-5, "atol": 1e-5}
+    pairs = zip((place, change, d_g, d_h), (dz, *wants), strict=True)
+    for got, want in pairs:
+        if want is not None:
+            torch.testing.assert_close(got.double(), want.detach().double(), **tolerance)
+    for nothing in (place, change, d_g, d_h):
+        assert (nothing[ignored] == 0).all()
+
+
+@pytest.mark.parametrize("path", ["ten classes", "a thousand", "chunks"])
+@pytest.mark.parametrize("name", HVP_OPTIONS)
+def test_the_hessian_product_is_the_derivative_of_the_gradient(name, path):
+    shape, o = SHAPES[path][0], options(name, 1, torch.float32)
+    for soft, weighted, h in itertools.product((False, True), repeat=3):
+        check_hvp(*case(shape, 1, o, torch.float32, soft, weighted), h, o)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("path", ["ten classes", "chunks"])
+def test_the_hessian_product_in_every_dtype(path, dtype):
+    for soft in (False, True):
+        o = dataclasses.replace(options("z-loss", 1, dtype), label_smoothing=0.2)
+        check_hvp(*case(SHAPES[path][0], 1, o, dtype, soft, True), True, o)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0)])
+def test_the_hessian_product_of_nothing(shape):
+    o, z = options("plain", 1, torch.float32), torch.empty(shape)
+    rows = torch.ones(shape[0])
+    target = torch.full(shape[:1], o.ignore_index)
+    found = triton.cross_entropy_hvp_(z, target, None, z.clone(), rows, None, rows, rows, o)
+    assert all((t == 0).all() for t in found)
+
+
+@pytest.mark.parametrize("path", ["ten classes", "chunks"])
+def test_a_bad_labels_hessian_product_is_nan_and_reads_nothing_outside(path):
+    shape, o = SHAPES[path][0], options("plain", 1, torch.float32)
+    z, _, weight = case(shape, 1, o, torch.float32, False, True)
+    target = torch.zeros(shape[0], dtype=torch.int64)
+    target[1] = 2**40
+    ones = torch.ones(shape[0])
+    place, change = z.clone(), torch.randn(shape)
+    triton.cross_entropy_hvp_(place, target, weight, change, ones, None, ones, ones, o)
+    for written in (place, change):
+        assert written.isnan().all(1).nonzero().flatten().tolist() == [1]
+        assert written.isnan().any(1).nonzero().flatten().tolist() == [1]
+
+
 # Registration.
 
 
@@ -338,12 +415,14 @@ def operator_arguments(shape, dim, dtype, soft) -> dict[str, tuple]:
     numbers = o.numbers
     _, M, L, _ = eager.cross_entropy(x, target, weight, o)
     vjp = (x, target, weight, torch.randn_like(M), torch.randn_like(M), M, L, dim, *numbers)
+    hvp = (x, target, weight, x.cos(), M.cos(), M.sin(), M, L, *numbers[:3])
     return {
         "softmax": (x, dim, True),
         **dict.fromkeys(("contract", "log_softmax_vjp", "log_softmax_jvp"), (x, x.cos(), dim)),
         "cross_entropy": (x, target, weight, dim, o.dtype, *numbers, True),
         "cross_entropy_vjp": vjp,
         "cross_entropy_vjp_": vjp,
+        **({"cross_entropy_hvp_": hvp} if x.dim() == 2 and dim == 1 else {}),
     }
 
 
@@ -464,6 +543,20 @@ def test_only_the_first_bad_label_is_kept_and_pixels_are_counted_through(uncheck
     triton.cross_entropy(x, target, None, o)
     with pytest.raises(IndexError, match=r"target.flatten\(\)\[141\] is 5, out of range"):
         triton.cross_entropy(x, target.zero_(), None, o)
+
+
+@pytest.mark.parametrize("length", [1, 3000])
+def test_labels_that_are_taken_in_blocks_are_named_by_their_place_among_all(unchecked, length):
+    from custom_ops.kernels.cuda.labels import report
+
+    target = torch.full((length, 2), -100)
+    report(target, 7, -100)
+    report(target, 7, -100)  # nothing was wrong
+    target[-1, 1] = 7
+    report(target, 7, -100)
+    o, position = options("plain", 1, torch.float32), 2 * length - 1
+    with pytest.raises(IndexError, match=rf"target.flatten\(\)\[{position}\] is 7, out of range"):
+        triton.cross_entropy(torch.randn(1, 7), torch.zeros(1, dtype=torch.int64), None, o)
 
 
 def test_a_record_that_is_not_whole_yet_is_not_read():

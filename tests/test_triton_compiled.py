@@ -56,6 +56,16 @@ def cross_entropy(
     ops.cross_entropy_vjp(x, target, weight, M, h, M, L, 1, *numbers)
 
 
+def hessian(shape, dtype, options=PLAIN, weighted=False, labels=torch.int64):
+    z, acc = torch.zeros(shape, dtype=dtype), F64 if dtype == F64 else F32
+    target = torch.zeros(shape) if labels is None else torch.zeros(shape[0], dtype=labels)
+    weight = torch.ones(shape[1], dtype=acc) if weighted else None
+    M = torch.zeros(shape[0], dtype=acc)
+    h = M if weighted else None
+    numbers = (-100, options["label_smoothing"], options["z_loss"])
+    ops.cross_entropy_hvp_(z, target, weight, z, M, h, M, M, *numbers)
+
+
 # Rows in a tile, rows as long as one tile can be, rows in chunks; then classes in the middle.
 SHAPES = {
     "few classes": (128, 10),
@@ -72,6 +82,8 @@ for shape_name, shape in SHAPES.items():
         CALLS[f"softmax, {kind}"] = softmax, {"shape": shape, "dtype": dtype}
         CALLS[f"maps, {kind}"] = maps, {"shape": shape, "dtype": dtype}
         CALLS[f"cross-entropy, {kind}"] = cross_entropy, {"shape": shape, "dtype": dtype}
+        if len(shape) == 2:
+            CALLS[f"hessian, {kind}"] = hessian, {"shape": shape, "dtype": dtype}
 REPRESENTATIVE = ("few classes, float32", "a whole row, float32", "chunks, bfloat16")
 ONCE = {
     "the longest row": (softmax, {"shape": (2, 32768), "dtype": F32}),
@@ -94,6 +106,20 @@ for shape_name in ("a whole row", "chunks", "pixels"):
     for function in (softmax, maps, cross_entropy):
         name = f"{function.__name__}, {shape_name}, float64"
         ONCE[name] = (function, {"shape": SHAPES[shape_name], "dtype": F64})
+for shape in ((2, 4096), (2, 128256)):
+    for labels in (torch.int64, None):
+        for dtype in (BF16, F64):
+            kind = f"{shape[1]} classes, {str(dtype)[6:]}"
+            ONCE[f"hessian, {kind}, {'labels' if labels else 'probabilities'}"] = (
+                hessian,
+                {
+                    "shape": shape,
+                    "dtype": dtype,
+                    "options": ALL,
+                    "weighted": True,
+                    "labels": labels,
+                },
+            )
 for dtype, acc in ((BF16, F64), (F16, F64), (F64, F32)):
     ONCE[f"{str(dtype)[6:]} computed in {str(acc)[6:]}"] = (
         cross_entropy,
@@ -103,6 +129,14 @@ for labels in (torch.uint8, torch.int32):
     ONCE[f"labels of {str(labels)[6:]}"] = (
         cross_entropy,
         {"shape": (64, 10), "dtype": F32, "labels": labels},
+    )
+
+
+for labels in (torch.int64, torch.int32):
+    target = torch.zeros(5000, dtype=labels)
+    ONCE[f"a look at the labels, {str(labels)[6:]}"] = (
+        ops.report,
+        {"target": target, "classes": 10, "ignore_index": -100},
     )
 
 
@@ -213,6 +247,10 @@ def test_no_kernel_is_left_out(monkeypatch):
         "cross_entropy_partial",
         "cross_entropy_whole",
         "gradient",
+        "hessian_chunks",
+        "hessian_partial",
+        "hessian_whole",
+        "labels_reported",
         "map_chunks",
         "map_partial",
         "map_whole",

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from training.driver import driver_version
 from training.record import Record
 
 #: Steps of each process that no timing counts: caches, thread pools and clocks settle.
@@ -161,5 +162,6 @@ def _environment(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
+        **({"cuda": torch.version.cuda, "driver": driver_version()} if cuda else {}),
         "memory": "torch.cuda.max_memory_allocated" if cuda else "torch.profiler, CPU allocator",
     }

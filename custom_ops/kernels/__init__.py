@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from custom_ops.kernels import eager, native, triton
+from custom_ops.kernels import eager, native, products, triton
 from custom_ops.kernels.options import Options, statistics_dtype
 
 __all__ = [
@@ -22,13 +23,17 @@ __all__ = [
     "backend",
     "contract",
     "cross_entropy",
+    "cross_entropy_hvp_",
     "cross_entropy_vjp",
     "cross_entropy_vjp_",
     "log_softmax",
     "log_softmax_jvp",
     "log_softmax_vjp",
+    "put_product_",
+    "scaled",
     "softmax",
     "statistics_dtype",
+    "takes_hvp",
     "total",
 ]
 
@@ -125,17 +130,69 @@ def cross_entropy_vjp_(
     )
 
 
+def takes_hvp(*tensors: Tensor | None) -> bool:
+    """Whether `cross_entropy_hvp_` can answer: plain ATen has no form of it in place."""
+    return _chosen(*tensors) is not eager
+
+
+def cross_entropy_hvp_(
+    z: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    u: Tensor,
+    g: Tensor,
+    h: Tensor | None,
+    M: Tensor,
+    L: Tensor,
+    o: Options,
+) -> tuple[Tensor, Tensor]:
+    """Put dz in the place of z and ∂⟨u, dz⟩/∂z in that of u; return ∂⟨u, dz⟩ over ∂g and ∂h.
+
+    The classes last, the logits without cap and scale, and all of it where `takes_hvp`.
+    """
+    return _chosen(z, target, weight, u, g, h).cross_entropy_hvp_(
+        z, target, weight, u, g, h, M, L, o
+    )
+
+
 def total(x: Tensor) -> Tensor:
     """Σ x, 0-d; the C++ kernel adds in one order, however many threads there are."""
     return _chosen(x).total(x)
 
 
-def add_product_(total: Tensor, dz: Tensor, x: Tensor) -> None:
-    """Σ += dzᵀ x, added up in the dtype of the sum; dz and x may be of a half type."""
+def add_product_(total: Tensor, dz: Tensor, x: Tensor, first: bool = False) -> None:
+    """Σ += dzᵀ x, added up in the dtype of the sum; dz and x may be of a half type.
+
+    The `first` product finds memory in Σ that nothing was written to.
+    """
+    if total.dtype != dz.dtype and products.widens(dz):
+        return products.add_wide_(total, dz.t(), x, beta=int(not first))
+    if first:
+        total.zero_()
     if total.dtype == dz.dtype:
         total.addmm_(dz.t(), x)
     elif not native.add_product_(total, dz, x):
         total.addmm_(dz.t().to(total.dtype), x.to(total.dtype))
+
+
+def put_product_(out: Tensor, dz: Tensor, W: Tensor, beta: int) -> None:
+    """out = β out + dz W; dz and W may be of a half type, to which a CPU rounds their product."""
+    if out.dtype == dz.dtype:
+        torch.addmm(out, dz, W, beta=beta, out=out)
+    elif products.widens(dz):
+        products.add_wide_(out, dz, W, beta)
+    elif beta:
+        out += torch.mm(dz, W)
+    else:
+        out.copy_(torch.mm(dz, W))
+
+
+def scaled(product: Tensor, g: Tensor, dtype: torch.dtype, give: bool) -> Tensor:
+    """Return g times the product in `dtype`: in its place if it is to be given away."""
+    narrower = dtype != product.dtype and not torch.compiler.is_compiling()
+    if narrower and products.widens(product):
+        return products.narrowed(product, g, dtype)
+    return (product.mul_(g) if give else product * g).to(dtype)
 
 
 def advised(fresh: Tensor) -> Tensor:

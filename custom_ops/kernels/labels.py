@@ -17,8 +17,10 @@ def checked_labels(target: Tensor, classes: int, ignore_index: int) -> Tensor:
     """Return the labels as int64, or raise IndexError for the first one out of range.
 
     `target` has any integer dtype and any shape. On a device other than the CPU nothing is raised,
-    because reading the answer would wait for the device; there a bad label makes its row NaN.
+    because reading the answer would wait for the device; there a bad label makes its row NaN, and
+    the Triton kernels raise at the next call.
     """
+    _report(target, classes, ignore_index)
     labels = target.to(torch.int64, copy=True)
     if target.device.type == "cpu":
         bad = (labels < 0) | (labels >= classes)
@@ -28,6 +30,14 @@ def checked_labels(target: Tensor, classes: int, ignore_index: int) -> Tensor:
             if bad.any():
                 raise IndexError(_sentence(target, bad, classes, ignore_index))
     return labels
+
+
+def _report(target: Tensor, classes: int, ignore_index: int) -> None:
+    """Have the device write a bad label down, where it can."""
+    from custom_ops.kernels import triton  # which takes from `eager`, which takes from here
+
+    if triton.library is not None and target.device.type == "cuda":
+        triton.library.report(target, classes, ignore_index)
 
 
 @checked_labels.register_fake

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from custom_ops import kernels
-from custom_ops.kernels import native
 from custom_ops.kernels.options import Options, statistics_dtype
 from custom_ops.kernels.targets import ignored_rows
 
@@ -31,9 +30,23 @@ __all__ = [
     "takes_hvp",
 ]
 
-#: What the logits of a block may take. Few rows make slow products: each reads all of W again.
-BLOCK_BYTES = 50 << 20
-LEAST_ROWS = 64
+
+class Budget(NamedTuple):
+    """How large a block may be."""
+
+    bytes: int  #: of its logits
+    least: int  #: rows even so; few make slow products, as each block reads all of W again
+
+
+#: On a CPU memory is the goal.
+BUDGET = Budget(50 << 20, 64)
+#: A GPU does 300 half-precision operations in the time of a byte (H100: 989 TFLOP/s, 3.35 TB/s).
+#: Of a block of n rows, dW += dzᵀ x is the product that moves most: 2nCD operations, while 8CD
+#: bytes of float32 dW are read and written and 2nC of dz are read, n / (4 + n/D) operations a byte.
+#: At D = 4096 that is 48 with the 195 rows that the CPU's budget leaves of 128,256 classes, and 460
+#: with the 2092 that 512 MiB leave. float32 dW itself takes more there: 2.1 GB, twice the bytes of
+#: the bfloat16 gradient that it becomes.
+CUDA_BUDGET = Budget(512 << 20, 256)
 
 
 @dataclass(frozen=True)
@@ -42,13 +55,14 @@ class Blocks:
 
     total: bool  #: Σℓ instead of a loss a row
     wanted: tuple[bool, bool, bool]  #: whether dx, dW, db are, of Σℓ
-    rows: int | None  #: of a block; None for as many as `BLOCK_BYTES` allows
+    rows: int | None  #: of a block; None for as many as the device's budget allows
 
-    def of(self, rows: int, logit_bytes: int, least: int) -> int:
-        """Return the rows of a block whose logits take `logit_bytes` a row; `least` at least."""
+    def of(self, x: Tensor, logit_bytes: int, least: int | None = None) -> int:
+        """Return the rows of a block of x whose logits take `logit_bytes` a row."""
         if self.rows:
             return self.rows
-        most = max(BLOCK_BYTES // max(logit_bytes, 1), least)
+        rows, budget = len(x), CUDA_BUDGET if x.device.type == "cuda" else BUDGET
+        most = max(budget.bytes // max(logit_bytes, 1), least or budget.least)
         count = -(-rows // most)  # as many blocks as that makes, all of a size
         return -(-rows // max(count, 1)) or 1
 
@@ -139,10 +153,10 @@ def linear_cross_entropy_vjp(
 
 
 def takes_hvp(o: Options, *tensors: Tensor | None) -> bool:
-    """Whether `linear_cross_entropy_hvp` can answer: the C++ kernel, logits as they are."""
+    """Whether `linear_cross_entropy_hvp` can answer: a kernel is there, logits are as they are."""
     identity = o.softcap is None and o.logit_scale == 1
     same = all(t is None or statistics_dtype(t.dtype) == o.dtype for t in tensors[:2])
-    return identity and same and native.takes(*tensors) and not torch.compiler.is_compiling()
+    return identity and same and kernels.takes_hvp(*tensors) and not torch.compiler.is_compiling()
 
 
 def linear_cross_entropy_hvp(
@@ -172,7 +186,7 @@ def linear_cross_entropy_hvp(
         u, vx = buffer[: len(z)], None if v.input is None else v.input[part]
         _direction(u, x[part], W, vx, v.linear_weight, v.linear_bias)
         hs = None if h is None else h[part]
-        d_g[part], d_h[part] = native.cross_entropy_hvp_(
+        d_g[part], d_h[part] = kernels.cross_entropy_hvp_(
             z, target[part], weight, u, g[part], hs, M[part], L[part], o
         )
         sums.add(part, u)
@@ -203,7 +217,7 @@ def _logits(
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield each block's rows and logits, all in the same memory."""
     N, C = len(x), len(W)
-    size = blocks.of(N, C * x.element_size(), LEAST_ROWS)
+    size = blocks.of(x, C * x.element_size())
     buffer = kernels.advised(x.new_empty(min(size, N), C))
     for start in range(0, N, size):
         part = slice(start, min(start + size, N))
@@ -223,7 +237,8 @@ class _Sums:
         dtype = statistics_dtype(x.dtype)
         wants_x, wants_W, wants_b = blocks.wanted
         self.dx = x.new_empty(x.shape, dtype=dtype) if wants_x else None
-        self.dW = kernels.advised(W.new_empty(W.shape, dtype=dtype)).zero_() if wants_W else None
+        self.dW = kernels.advised(W.new_empty(W.shape, dtype=dtype)) if wants_W else None
+        self.dW_is_empty = True
         self.db = b.new_zeros(b.shape, dtype=dtype) if wants_b and b is not None else None
 
     def add(self, part: slice, dz: Tensor) -> None:
@@ -241,21 +256,18 @@ class _Sums:
             self._add_dW(dz, v_x)
 
     def _add_dx(self, part: slice, dz: Tensor, W: Tensor, beta: int) -> None:
-        if self.dx is None:
-            return
-        dx = self.dx[part]
-        if dx.dtype == dz.dtype:
-            torch.addmm(dx, dz, W, beta=beta, out=dx)
-        elif beta:
-            dx += torch.mm(dz, W)
-        else:
-            dx.copy_(torch.mm(dz, W))
+        if self.dx is not None:
+            kernels.put_product_(self.dx[part], dz, W, beta)
 
     def _add_dW(self, dz: Tensor, x: Tensor) -> None:
         if self.dW is not None:
-            kernels.add_product_(self.dW, dz, x)
+            kernels.add_product_(self.dW, dz, x, first=self.dW_is_empty)
+            self.dW_is_empty = False
 
     def products(self) -> Products:
+        """Return the sums; of no block they are 0."""
+        if self.dW is not None and self.dW_is_empty:
+            self.dW.zero_()
         return Products(self.dx, self.dW, self.db)
 
 

@@ -21,6 +21,7 @@ from custom_ops.kernels.plain import is_plain
 __all__ = [
     "contract",
     "cross_entropy",
+    "cross_entropy_hvp_",
     "cross_entropy_vjp",
     "cross_entropy_vjp_",
     "library",
@@ -135,6 +136,25 @@ def cross_entropy_vjp_(
     if operators is library:  # a kernel launched by hand tells autograd nothing
         torch.autograd.graph.increment_version(logits)
     return logits
+
+
+def cross_entropy_hvp_(
+    z: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    u: Tensor,
+    g: Tensor,
+    h: Tensor | None,
+    M: Tensor,
+    L: Tensor,
+    o: Options,
+) -> tuple[Tensor, Tensor]:
+    """Put dz in the place of z and ∂⟨u, dz⟩/∂z in that of u; return ∂⟨u, dz⟩ over ∂g and ∂h."""
+    operators = _operators()
+    found = operators.cross_entropy_hvp_(z, target, weight, u, g, h, M, L, *o.numbers[:3])
+    if operators is library:
+        torch.autograd.graph.increment_version([z, u])
+    return found
 
 
 # torch adds on CUDA in one order too, with a cheaper launch.

@@ -41,11 +41,13 @@ def enter(case: Case, names: Sequence[str]) -> dict[str, Contestant]:
     """Draw the case's numbers and return the contestants of these names, all on the same."""
     if COMPILED in names:
         torch.compiler.reset()  # else the ninth shape is one too many for it
-    inputs = _Inputs(case)
+    inputs = Inputs(case)
     return {name: Contestant(inputs.logits, _work(case, name, inputs)) for name in names}
 
 
-class _Inputs:
+class Inputs:
+    """The numbers of a case, on the device that is torch's default."""
+
     def __init__(self, case: Case) -> None:
         torch.manual_seed(0)
         rows, classes, *inner = case.shape
@@ -59,22 +61,24 @@ class _Inputs:
             self.options = {"weight": weight, "label_smoothing": 0.1}
 
     def logits(self) -> Tensor:
+        """Write the logits anew, and return them as a model hands them on."""
         # Copying a leaf that requires grad into a tensor that does not makes it a non-leaf that
         # does, without a page of fresh memory.
         return self._memory.detach().copy_(self._leaf)
 
 
-def _work(case: Case, name: str, inputs: _Inputs) -> Callable[[Tensor], object]:
+def _work(case: Case, name: str, inputs: Inputs) -> Callable[[Tensor], object]:
     if name == COPY:
         copy = torch.empty(case.shape, dtype=case.dtype)
         return lambda logits: copy.copy_(logits.detach())
-    function = _function(case, name)
+    f = function(case, name)
     if case.op == _CE:
-        return _loss_and_gradient(partial(function, target=inputs.target, **inputs.options))
-    return _output_and_gradient(partial(function, dim=1), inputs.cotangent)
+        return loss_and_gradient(partial(f, target=inputs.target, **inputs.options))
+    return _output_and_gradient(partial(f, dim=1), inputs.cotangent)
 
 
-def _function(case: Case, name: str) -> Callable[..., Tensor]:
+def function(case: Case, name: str) -> Callable[..., Tensor]:
+    """Return who computes the op, without the options of the case."""
     builtin, ours = getattr(F, case.op), getattr(custom_ops, case.op)
     if name == BUILTIN:
         return builtin
@@ -83,7 +87,9 @@ def _function(case: Case, name: str) -> Callable[..., Tensor]:
     return ours if name == OURS else partial(ours, inplace_backward=True)
 
 
-def _loss_and_gradient(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], object]:
+def loss_and_gradient(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], object]:
+    """Return the work that is a step's: the loss of the logits, and its gradient."""
+
     def work(logits: Tensor) -> object:
         loss = function(logits)
         return loss, torch.autograd.grad(loss, logits)

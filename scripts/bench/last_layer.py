@@ -6,7 +6,7 @@ written with torch has them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -89,13 +89,22 @@ def curve(elements: int) -> tuple[LastLayer, ...]:
     return tuple(LastLayer(elements // C, CURVE_FEATURES, C) for C in CURVE_CLASSES)
 
 
-def enter(case: LastLayer, names: Sequence[str]) -> dict[str, Contestant]:
-    """Draw the case's numbers and return the contestants of these names, all on the same."""
+def enter(
+    case: LastLayer,
+    names: Sequence[str],
+    others: Mapping[str, Callable[..., Tensor]] | None = None,
+) -> dict[str, Contestant]:
+    """Draw the case's numbers and return the contestants of these names, all on the same.
+
+    `others` are functions of x, W and the labels that take part under their names.
+    """
     torch.manual_seed(0)
     x, W = torch.randn(case.rows, case.features), torch.randn(case.classes, case.features)
     x, W = x.to(case.dtype).requires_grad_(), (W / case.features**0.5).to(case.dtype)
     tensors = x, W.requires_grad_(), torch.randint(case.classes, (case.rows,))
-    return {name: Contestant(lambda: x, _work(case, name, *tensors)) for name in names}
+    work = {name: _work(case, name, *tensors) for name in names}
+    work |= {name: _gradients(f, *tensors) for name, f in (others or {}).items()}
+    return {name: Contestant(lambda: x, w) for name, w in work.items()}
 
 
 def _work(
@@ -113,7 +122,12 @@ def _work(
         gradients = torch.autograd.grad(loss, (x, W), create_graph=True)
         v = [torch.randn_like(g) for g in gradients]
         return lambda _: torch.autograd.grad(gradients, (x, W), v, retain_graph=True)
-    function = _function(name)
+    return _gradients(_function(name), x, W, target)
+
+
+def _gradients(
+    function: Callable[..., Tensor], x: Tensor, W: Tensor, target: Tensor
+) -> Callable[[Tensor], object]:
     return lambda _: torch.autograd.grad(function(x, W, target), (x, W))
 
 

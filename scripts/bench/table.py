@@ -43,6 +43,11 @@ def _parts(report: dict[str, Any]) -> Iterator[RenderableType]:
         if report[section]:
             yield table(report[section])
             yield Text()
+    yield from goals_met(report)
+
+
+def goals_met(report: Entry) -> Iterator[Text]:
+    """Say how many of the goals were met, if there are any."""
     claims = [
         c
         for section in report.values()
@@ -67,7 +72,7 @@ def _heading(e: Entry) -> Text:
 
 def _times(rows: list[Entry]) -> Table:
     names = (COPY, BUILTIN, COMPILED, OURS, IN_PLACE)
-    table = _table("forward + backward: median time, ± half of the quartiles' distance", "")
+    table = new_table("forward + backward: median time, ± half of the quartiles' distance", "")
     table.columns[0].min_width = _LABEL
     for name in names:
         table.add_column(name, justify="right")
@@ -83,7 +88,7 @@ def _times(rows: list[Entry]) -> Table:
 def _ratios(rows: list[Entry]) -> Table:
     measures: tuple[Measure, ...] = ("over builtin", "over compiled", "copies")
     heads = ("speed-up over\nbuiltin", "speed-up over\ncompiled", "time, in\ncopies")
-    table = _table("the same as ratios, each beside its goal", "", "")
+    table = new_table("the same as ratios, each beside its goal", "", "")
     table.columns[0].min_width = _LABEL
     for head in heads:
         table.add_column(head, justify="right")
@@ -93,14 +98,14 @@ def _ratios(rows: list[Entry]) -> Table:
             for name in (OURS, IN_PLACE):
                 if name in row["ratios"]:
                     label = row["size"] if name == OURS else ""
-                    table.add_row(label, name, *(_ratio(row, name, m) for m in measures))
+                    table.add_row(label, name, *(compared(row, name, m) for m in measures))
     return table
 
 
 def _memory(entries: list[Entry]) -> Table:
     (entry,) = entries
     beyond = "gradients" if OURS in entry["bytes"] and HVP in entry["bytes"] else "logits"
-    table = _table(f"peak memory beyond the {beyond}: {entry['name']}", "")
+    table = new_table(f"peak memory beyond the {beyond}: {entry['name']}", "")
     for head in (
         "resident\nMiB",
         "torch's\nallocator, MiB",
@@ -110,40 +115,40 @@ def _memory(entries: list[Entry]) -> Table:
         table.add_column(head, justify="right")
     for name, found in entry["bytes"].items():
         counted = (_mebibytes(found[by]) for by in ("resident", "allocated"))
-        table.add_row(name, *counted, _ratio(entry, name, "MiB"), _ratio(entry, name, "logits"))
+        table.add_row(name, *counted, compared(entry, name, "MiB"), compared(entry, name, "logits"))
     return table
 
 
 def _curve(points: list[Entry]) -> Table:
     names = (COPY, BUILTIN, OURS)
     title = f"cross_entropy, about {points[0]['elements']:,} logits: ns a logit"
-    table = _table(title, "classes", *names, "over builtin", justify="right")
+    table = new_table(title, "classes", *names, "over builtin", justify="right")
     for point in points:
         each = point["nanoseconds"]
         ratio = each[BUILTIN] / each[OURS]
-        times = (_three(each[name]) for name in names)
-        table.add_row(f"{point['classes']:,}", *times, _three(ratio))
+        times = (three(each[name]) for name in names)
+        table.add_row(f"{point['classes']:,}", *times, three(ratio))
     return table
 
 
 def _scaling(entries: list[Entry]) -> Table:
     one, several = entries[0]["threads"]
     heads = (f"{one} thread", f"{several} threads", "speed-up")
-    table = _table("one thread and several: ms", "", "")
+    table = new_table("one thread and several: ms", "", "")
     table.columns[0].no_wrap = True
     for head in heads:
         table.add_column(head, justify="right")
     for entry in entries:
         for name, times in entry["seconds"].items():
             alone, together = (t["median"] for t in times)
-            numbers = (_three(x) for x in (1e3 * alone, 1e3 * together, alone / together))
+            numbers = (three(x) for x in (1e3 * alone, 1e3 * together, alone / together))
             table.add_row(entry["name"] if name == BUILTIN else "", name, *numbers)
     return table
 
 
 def _last_layer(rows: list[Entry]) -> Table:
     title = "linear_cross_entropy, N, D, classes: in three bare products; forward in one"
-    table = _table(title, "")
+    table = new_table(title, "")
     heads = ("floor\nms", "builtin", CHUNKED, OURS, FORWARD)
     for head in heads:
         table.add_column(head, justify="right")
@@ -154,37 +159,38 @@ def _last_layer(rows: list[Entry]) -> Table:
         chunked = row["ratios"].get(CHUNKED)
         table.add_row(
             row["size"],
-            _three(1e3 * row["seconds"][FLOOR]["median"]),
-            _ratio(row, BUILTIN, "floors"),
-            _three(chunked["floors"]) if chunked else "",
-            _ratio(row, OURS, "floors"),
-            _ratio(row, FORWARD, "products"),
+            three(1e3 * row["seconds"][FLOOR]["median"]),
+            compared(row, BUILTIN, "floors"),
+            three(chunked["floors"]) if chunked else "",
+            compared(row, OURS, "floors"),
+            compared(row, FORWARD, "products"),
         )
     return table
 
 
 def _hessian(entries: list[Entry]) -> Table:
     (entry,) = entries
-    table = _table(f"Hessian-vector product: {entry['name']}", "", justify="right")
+    table = new_table(f"Hessian-vector product: {entry['name']}", "", justify="right")
     for head in ("ms", "in steps"):
         table.add_column(head, justify="right")
     for name, times in entry["seconds"].items():
-        table.add_row(name, _time(times, 1e3), _ratio(entry, name, "steps"))
+        table.add_row(name, _time(times, 1e3), compared(entry, name, "steps"))
     return table
 
 
 def _last_layer_curve(points: list[Entry]) -> Table:
     title = f"linear_cross_entropy, {points[0]['features']} features: ns a logit"
-    table = _table(title, "rows", "classes", FLOOR, OURS, "ratio", justify="right")
+    table = new_table(title, "rows", "classes", FLOOR, OURS, "ratio", justify="right")
     for point in points:
         each = point["nanoseconds"]
         sizes = (f"{point[size]:,}" for size in ("rows", "classes"))
         numbers = (each[FLOOR], each[OURS], each[OURS] / each[FLOOR])
-        table.add_row(*sizes, *map(_three, numbers))
+        table.add_row(*sizes, *map(three, numbers))
     return table
 
 
-def _table(title: str, *columns: str, justify: Any = "left") -> Table:
+def new_table(title: str, *columns: str, justify: Any = "left") -> Table:
+    """Return a table as all of them look."""
     table = Table(
         title=title,
         box=box.SIMPLE_HEAD,
@@ -208,29 +214,30 @@ def _time(times: Entry | None, scale: float) -> str:
     if times is None:
         return ""
     low, high = times["quartiles"]
-    return f"{_three(scale * times['median'])} ±{50 * (high - low) / times['median']:.0f}%"
+    return f"{three(scale * times['median'])} ±{50 * (high - low) / times['median']:.0f}%"
 
 
-def _ratio(entry: Entry, name: str, measure: Measure) -> Text:
+def compared(entry: Entry, name: str, measure: Measure) -> Text:
+    """Return a ratio, beside its goal if it has one."""
     for claim in entry["claims"]:
         if (claim["contestant"], claim["measure"]) == (name, measure):
             return _comparison(claim)
-    return Text(_three(entry["ratios"][name][measure]))
+    return Text(three(entry["ratios"][name][measure]))
 
 
 def _comparison(claim: Entry) -> Text:
     """Measured against goal; the sign says whether it is met, the weight only repeats it."""
     signs = ("≥", "<") if claim["measure"] in SPEEDUPS else ("≤", ">")
     sign = signs[0] if claim["met"] else signs[1]
-    words = f"{_three(claim['measured'])} {sign} {claim['bound']:g}"
+    words = f"{three(claim['measured'])} {sign} {claim['bound']:g}"
     return Text(words, style="" if claim["met"] else "bold red")
 
 
 def _mebibytes(count: int | None) -> str:
-    return "not here" if count is None else _three(count / 2**20)
+    return "not here" if count is None else three(count / 2**20)
 
 
-def _three(value: float) -> str:
+def three(value: float) -> str:
     """Return three significant digits, the whole ones always."""
     decimals = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
     return f"{value:.{decimals}f}"

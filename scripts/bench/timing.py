@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import random
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from statistics import median, quantiles
 from typing import Any, TypeVar
@@ -13,6 +13,9 @@ from typing import Any, TypeVar
 from bench.contestants import Contestant
 
 Name = TypeVar("Name", bound=Hashable)
+
+#: A clock: the seconds of so many calls of a contestant.
+Seconds = Callable[[Contestant, int], float]
 
 
 @dataclass(frozen=True)
@@ -25,28 +28,7 @@ class Effort:
     seconds: float
 
 
-def in_turns(
-    contestants: Mapping[Name, Contestant], effort: Effort, calls: int = 1
-) -> dict[Name, dict[str, Any]]:
-    """Return the seconds of a call, by contestant: median, quartiles and every sample."""
-    order = list(contestants)
-    shuffle = random.Random(0).shuffle  # each follows each of the others now and then
-    for _ in range(effort.warm_up):
-        for name in order:
-            _seconds(contestants[name], calls)
-    samples: dict[Name, list[float]] = {name: [] for name in order}
-    began, rounds = time.perf_counter(), 0
-    while rounds < effort.least or (
-        rounds < effort.most and time.perf_counter() - began < effort.seconds
-    ):
-        shuffle(order)
-        for name in order:
-            samples[name].append(_seconds(contestants[name], calls) / calls)
-        rounds += 1
-    return {name: _summary(values) for name, values in samples.items()}
-
-
-def _seconds(contestant: Contestant, calls: int) -> float:
+def host_seconds(contestant: Contestant, calls: int) -> float:
     """Return the time of `calls` calls that follow one of the same contestant, as in a loop.
 
     That first call takes up the memory that the others left and frees it for the second. A virtual
@@ -66,6 +48,30 @@ def _seconds(contestant: Contestant, calls: int) -> float:
         gc.enable()
     del result  # the last gradient is freed outside of the clock, as the caller would
     return elapsed
+
+
+def in_turns(
+    contestants: Mapping[Name, Contestant],
+    effort: Effort,
+    calls: int = 1,
+    seconds: Seconds = host_seconds,
+) -> dict[Name, dict[str, Any]]:
+    """Return the seconds of a call, by contestant: median, quartiles and every sample."""
+    order = list(contestants)
+    shuffle = random.Random(0).shuffle  # each follows each of the others now and then
+    for _ in range(effort.warm_up):
+        for name in order:
+            seconds(contestants[name], calls)
+    samples: dict[Name, list[float]] = {name: [] for name in order}
+    began, rounds = time.perf_counter(), 0
+    while rounds < effort.least or (
+        rounds < effort.most and time.perf_counter() - began < effort.seconds
+    ):
+        shuffle(order)
+        for name in order:
+            samples[name].append(seconds(contestants[name], calls) / calls)
+        rounds += 1
+    return {name: _summary(values) for name, values in samples.items()}
 
 
 def _summary(samples: list[float]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from custom_ops.kernels.cuda.layout import View, fresh_like, unview
 from custom_ops.kernels.cuda.logits import chained, logits
 from custom_ops.kernels.cuda.problem import Problem
 from custom_ops.kernels.cuda.rows import place, row_starts
-from custom_ops.kernels.cuda.targets import share
+from custom_ops.kernels.cuda.targets import label_mass, share
 from custom_ops.kernels.cuda.tiles import power_of_two
 
 __all__ = ["cross_entropy_vjp", "cross_entropy_vjp_"]
@@ -112,13 +112,8 @@ def gradient(
             of_chunks = masses + ((r.to(tl.int64) * chunks)[:, None] + j[None, :])
             m = tl.sum(tl.load(of_chunks, mask=known, other=0.0), 1)
     else:
-        m = tl.full((ROWS,), 1.0, ACC)
-        if weight is not None:
-            m = tl.load(weight + t, mask=wanted, other=0.0).to(ACC)
-        named = scalar(rest, ACC) * m * G
-        if mean_weight is not None:  # Σ_k ỹ_k = (1 − ε) w_t + ε Σ_k w_k / C
-            m = scalar(rest, ACC) * m + (1.0 - scalar(rest, ACC)) * tl.load(mean_weight)
-        m = tl.where(bad, float("nan"), m)
+        named, m = label_mass(weight, mean_weight, t, bad, wanted, numbers, ACC, ROWS)
+        named *= G
     if Z_LOSS:
         m += 2.0 * scalar(z_loss, ACC) * (max + log_sum)
     a = G * m
@@ -143,10 +138,9 @@ def _launch(q: Problem, g: Tensor, h: Tensor | None, M: Tensor, L: Tensor, out: 
     if q.x.tensor.numel() == 0:
         return
     t, kind = q.tiles, q.kind
+    soft = kind["SOFT"]
     # an expanded scalar, as sum and mean send it, is read as what it is
     one = g.numel() > 1 and not any(g.stride())
-    soft, smooth = kind["SOFT"], kind["SMOOTHING"] != "none"
-    mean_weight = None if soft or not smooth or q.weight is None else q.weight.mean()
     shape = {"ROWS": t.rows, "BLOCK": t.classes, "num_warps": t.warps}
     grid, masses = (t.programs(q.x.rows),), None
     with on_device(q.x.tensor):
@@ -167,7 +161,7 @@ def _launch(q: Problem, g: Tensor, h: Tensor | None, M: Tensor, L: Tensor, out: 
             q.x.tensor,
             q.target,
             q.weight,
-            mean_weight,
+            q.mean_weight(),
             masses,
             g if one else g.contiguous(),
             0 if one else 1,

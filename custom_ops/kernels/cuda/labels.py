@@ -6,7 +6,9 @@ It reads nothing through such a label, makes its row NaN, and leaves a record in
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from custom_ops.kernels.cuda.launch import on_device
 from custom_ops.kernels.cuda.record import (
     CLASSES,
     DIMS,
@@ -14,9 +16,13 @@ from custom_ops.kernels.cuda.record import (
     LABEL,
     POSITION,
     READY,
+    record_of,
 )
+from custom_ops.kernels.cuda.tiles import ceil_div
 
-__all__ = ["read_labels", "recorded"]
+__all__ = ["read_labels", "recorded", "report"]
+
+LABELS = 1024  # that a program of `labels_reported` looks at
 
 NOWHERE: tl.constexpr = tl.constexpr(2**63 - 1)  # no row has this number
 _READY: tl.constexpr = tl.constexpr(READY)
@@ -51,3 +57,25 @@ def recorded(record, taken, r, label, bad, classes, ignore_index, dims):
             tl.store(record + _DIMS, tl.cast(dims, tl.int64))
             # released to the host last, who looks at the rest only then
             tl.atomic_xchg(record + _READY, tl.full((), 1, tl.int64), sem="release", scope="sys")
+
+
+@triton.jit(do_not_specialize=["rows", "classes", "ignore_index", "dims"])
+def labels_reported(target, record, taken, dims, rows, classes, ignore_index, BLOCK: tl.constexpr):
+    """Leave the first bad label in the record, whatever is computed from the labels later."""
+    r = tl.program_id(0).to(rows.dtype) * BLOCK + tl.arange(0, BLOCK)
+    label, _, _, bad = read_labels(target, r, rows, classes, ignore_index)
+    recorded(record, taken, r, label, bad & (r < rows), classes, ignore_index, dims)
+
+
+def report(target: Tensor, classes: int, ignore_index: int) -> None:
+    """Look at all labels at once: who takes them in blocks knows no label's place among all."""
+    record = record_of(target)
+    record.check()
+    if target.numel() == 0:
+        return
+    rows = target.numel()
+    to = (record.host, record.taken, target.dim())
+    with on_device(target):
+        labels_reported[(ceil_div(rows, LABELS),)](
+            target.contiguous(), *to, rows, classes, ignore_index, BLOCK=LABELS
+        )

@@ -6,15 +6,19 @@ from custom_ops.kernels import fakes
 from custom_ops.kernels.cuda.contract import contract, log_softmax_jvp, log_softmax_vjp
 from custom_ops.kernels.cuda.cross_entropy import cross_entropy
 from custom_ops.kernels.cuda.gradient import cross_entropy_vjp, cross_entropy_vjp_
+from custom_ops.kernels.cuda.hessian import cross_entropy_hvp_
+from custom_ops.kernels.cuda.labels import report
 from custom_ops.kernels.cuda.softmax import softmax
 
 __all__ = [
     "contract",
     "cross_entropy",
+    "cross_entropy_hvp_",
     "cross_entropy_vjp",
     "cross_entropy_vjp_",
     "log_softmax_jvp",
     "log_softmax_vjp",
+    "report",
     "softmax",
 ]
 
@@ -23,6 +27,10 @@ _NUMBERS = (
 )
 _VJP = (
     f"Tensor target, Tensor? weight, Tensor g, Tensor? h, Tensor M, Tensor L, int dim, {_NUMBERS}"
+)
+_HVP = (
+    "Tensor target, Tensor? weight, Tensor(b!) u, Tensor g, Tensor? h, Tensor M, Tensor L, "
+    "int ignore_index, float label_smoothing, float z_loss"
 )
 _SCHEMAS = {
     softmax: "(Tensor input, int dim, bool log) -> Tensor",
@@ -35,6 +43,7 @@ _SCHEMAS = {
     ),
     cross_entropy_vjp: f"(Tensor input, {_VJP}) -> Tensor",
     cross_entropy_vjp_: f"(Tensor(a!) input, {_VJP}) -> ()",
+    cross_entropy_hvp_: f"(Tensor(a!) z, {_HVP}) -> (Tensor, Tensor)",
 }
 
 _library = torch.library.Library("custom_ops_cuda", "DEF")

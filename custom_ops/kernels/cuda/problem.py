@@ -60,3 +60,9 @@ class Problem(NamedTuple):
             },
             tiles(x.classes, x.inner, dtype, tensors=2),
         )
+
+    def mean_weight(self) -> Tensor | None:
+        """Σ_k w_k / C, where labels are smoothed; 0-d."""
+        if self.weight is None or self.kind["SOFT"] or self.kind["SMOOTHING"] == "none":
+            return None
+        return self.weight.mean()

@@ -10,7 +10,7 @@ import triton.language as tl
 from custom_ops.kernels.cuda.arithmetic import scalar
 from custom_ops.kernels.cuda.rows import row_starts
 
-__all__ = ["share"]
+__all__ = ["label_mass", "share"]
 
 
 @triton.jit
@@ -39,3 +39,25 @@ def share(
     if weight is not None:
         y *= tl.load(weight + k, mask=k < classes, other=0.0).to(ACC)[None, :]
     return y
+
+
+@triton.jit
+def label_mass(
+    weight,
+    mean_weight,
+    t,
+    bad,
+    wanted,
+    numbers,
+    ACC: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Return (1 − ε) w_t and Σ_k ỹ_k of each row's label t; the sum is NaN if t is no class."""
+    rest, _, _, _, _ = numbers
+    m = tl.full((ROWS,), 1.0, ACC)
+    if weight is not None:
+        m = tl.load(weight + t, mask=wanted, other=0.0).to(ACC)
+    named = scalar(rest, ACC) * m
+    if mean_weight is not None:  # Σ_k ỹ_k = (1 − ε) w_t + ε Σ_k w_k / C
+        m = scalar(rest, ACC) * m + (1.0 - scalar(rest, ACC)) * tl.load(mean_weight)
+    return named, tl.where(bad, float("nan"), m)

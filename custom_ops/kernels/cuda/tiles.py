@@ -40,13 +40,15 @@ class Tiles(NamedTuple):
 def tiles(classes: int, inner: int, dtype: torch.dtype, tensors: int) -> Tiles:
     """Return the tiles for a computation in `dtype` that holds a tile of each of `tensors`.
 
-    float64 takes a quarter as many numbers: with half as many its exponential spills registers.
+    float64 takes a quarter as many numbers: with half as many its exponential spills registers. So
+    do three tensors with as many as two.
     """
     narrow = 4 if dtype == torch.float64 else 1
-    whole, chunk = power_of_two(classes), CHUNK // narrow
+    share = narrow * (2 if tensors > 2 else 1)
+    whole, chunk = power_of_two(classes), CHUNK // share
     if inner == 1:
-        if whole <= WHOLE // narrow // tensors:
-            rows, block = max(1, SMALL // narrow // whole), whole
+        if whole <= WHOLE // share // tensors:
+            rows, block = max(1, SMALL // share // whole), whole
         else:
             rows, block = 1, chunk
     elif whole * SLICE <= chunk:

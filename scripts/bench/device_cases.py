@@ -1,0 +1,87 @@
+"""What is measured on a GPU: the op, the direction, the shape, and the goals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from bench.cases import Case, Op
+from bench.contestants import IN_PLACE, OURS
+from bench.goals import Goal
+from bench.last_layer import LastLayer
+
+Direction = Literal["forward", "backward", "forward + backward"]
+
+
+@dataclass(frozen=True)
+class DeviceCase:
+    """A case, and which half of it is timed."""
+
+    case: Case
+    direction: Direction
+
+    @property
+    def name(self) -> str:
+        """Everything that tells this case from the others."""
+        return f"{self.case.name} {self.direction}"
+
+    @property
+    def moved(self) -> int:
+        """The bytes that must be read or written, whoever computes it.
+
+        softmax reads z and writes p, its backward reads p and v and writes dz. Cross-entropy reads
+        z, and reads it again to write dz, which the backward cannot before it is called.
+        """
+        passes = 2 if self.direction == "forward" else 3
+        return passes * self.case.elements * self.case.dtype.itemsize
+
+
+def _softmax(op: Op, dtype: torch.dtype, direction: Direction, share: float) -> DeviceCase:
+    goals = (Goal(OURS, "share", share),)
+    return DeviceCase(Case(op, (16384, 8192), dtype, goals=goals), direction)
+
+
+def _cross_entropy(rows: int, classes: int, *goals: Goal) -> DeviceCase:
+    case = Case("cross_entropy", (rows, classes), torch.bfloat16, goals=goals)
+    return DeviceCase(case, "forward + backward")
+
+
+_OPS: tuple[Op, ...] = ("softmax", "log_softmax")
+_SHARES: tuple[tuple[Direction, float], ...] = (("forward", 0.95), ("backward", 0.92))
+CASES: tuple[DeviceCase, ...] = (
+    *(
+        _softmax(op, dtype, direction, share)
+        for op in _OPS
+        for dtype in (torch.float32, torch.bfloat16)
+        for direction, share in _SHARES
+    ),
+    _cross_entropy(8192, 128_256, Goal(IN_PLACE, "share", 0.9)),
+)
+
+#: From few classes to a million; in bfloat16, as torch's function would not fit in float32.
+CURVE: tuple[DeviceCase, ...] = tuple(
+    _cross_entropy(rows, classes, Goal(OURS, "share", 0.6), Goal(OURS, "over compiled", 1))
+    for rows, classes in (
+        (32_768, 10),
+        (32_768, 100),
+        (32_768, 1000),
+        (16_384, 10_000),
+        (8192, 32_000),
+        (8192, 128_256),
+        (4096, 1_000_000),
+    )
+)
+
+#: A step on MNIST's batch, by the clock on the wall: all of it is launches and Python.
+STEP = Case("cross_entropy", (128, 10), calls=200, goals=(Goal(OURS, "over builtin", 1),))
+
+#: The head of a large language model.
+LAST_LAYER = LastLayer(
+    8192,
+    4096,
+    128_256,
+    torch.bfloat16,
+    goals=(Goal(OURS, "floors", 1.10), Goal(OURS, "MiB", 1024)),
+)

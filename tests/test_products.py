@@ -1,0 +1,225 @@
+"""The last layer's half-precision products as a GPU takes them: float32 sums, no float32 factor.
+
+There is no such operator on the CPU, and no tensor of another device beside a torch without CUDA.
+Meta tensors that pass for CUDA's show which calls are made, with what shapes and types; CPU
+tensors, with the operator made of float64 ones, show what comes out.
+"""
+
+import pytest
+import torch
+from conftest import differentiable
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from custom_ops import kernels, linear_cross_entropy
+from custom_ops.kernels import Options, last_layer, products
+from custom_ops.kernels.last_layer import Blocks, Products
+
+WIDE = torch.ops.aten.addmm.dtype_out
+N, D, C, ROWS = 50, 3, 30, 10
+OPTIONS = Options(
+    dim=1,
+    dtype=torch.float32,
+    ignore_index=-100,
+    label_smoothing=0.0,
+    z_loss=0.0,
+    logit_scale=1.0,
+    softcap=None,
+    predict=False,
+    inplace=False,
+)
+
+
+class Watching(TorchDispatchMode):
+    """The calls made inside, and what was converted into another type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide: list[tuple] = []
+        self.converted: set[tuple] = set()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        self.names.add(func._schema.name)
+        if func is WIDE:
+            total, A, B, dtype = args
+            assert kwargs["out"] is total  # else what was there would be copied first
+            assert dtype == total.dtype == torch.float32
+            assert A.dtype == B.dtype != torch.float32
+            assert total.shape == (A.shape[0], B.shape[1])
+            self.wide.append((tuple(total.shape), kwargs.get("beta", 1)))
+        out = func(*args, **kwargs)
+        if func._schema.name == "aten::_to_copy":
+            self.converted.add((tuple(out.shape), out.dtype))
+        return out
+
+
+#: What asks for a number, or for as many numbers as are not 0: the host would wait for it.
+WAITING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::item", "aten::is_nonzero"}
+
+
+@pytest.fixture(params=[torch.bfloat16, torch.float16], ids=str)
+def half(request):
+    return request.param
+
+
+def test_a_gpus_products_are_wide_and_a_cpus_are_not(half):
+    with FakeTensorMode():
+        assert products.widens(torch.empty(2, 2, dtype=half, device="cuda"))
+        assert not products.widens(torch.empty(2, 2, dtype=half))
+
+
+@pytest.fixture
+def fake(half, monkeypatch):
+    """x, W, b and labels on a device that is not there."""
+    monkeypatch.setattr(products, "widens", lambda _: True)
+    with torch.no_grad(), Watching() as watching:
+        x, W, b = (torch.empty(s, dtype=half, device="meta") for s in ((N, D), (C, D), (C,)))
+        yield watching, x, W, b, torch.empty(N, dtype=torch.int64, device="meta")
+
+
+FLOAT32_FACTORS = {(shape, torch.float32) for shape in ((C, ROWS), (ROWS, D), (C, D))}
+
+
+def first_and_more(of_a_block: list[tuple]) -> list[tuple]:
+    """The calls of all blocks: the first product of dW does not read what is there."""
+    rows, dW, *more = of_a_block
+    return [rows, (dW[0], 0), *more, *of_a_block * (N // ROWS - 1)]
+
+
+def test_a_gpu_adds_up_dx_and_dw_in_float32_from_half_precision_factors(fake):
+    watching, x, W, b, t = fake
+    blocks = Blocks(True, (True, True, True), ROWS)
+    found = last_layer.linear_cross_entropy(x, W, b, t, None, OPTIONS, blocks)
+    assert watching.wide == first_and_more([((ROWS, D), 0), ((C, D), 1)])
+    assert all(p.dtype == torch.float32 and p.device.type == "meta" for p in found.products)
+    assert not watching.converted & FLOAT32_FACTORS
+
+
+def test_a_backward_of_its_own_does_the_same(fake):
+    watching, x, W, b, t = fake
+    rows = torch.empty(N, device="meta")
+    blocks = Blocks(False, (True, True, False), ROWS)
+    last_layer.linear_cross_entropy_vjp(x, W, b, t, None, rows, rows, rows, rows, OPTIONS, blocks)
+    assert watching.wide == first_and_more([((ROWS, D), 0), ((C, D), 1)])
+    assert not watching.converted & FLOAT32_FACTORS
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("soft", [False, True])
+def test_no_operator_of_the_loop_waits_for_a_gpu(fake, soft, weighted):
+    watching, x, W, b, t = fake
+    weight = torch.empty(C, device="meta") if weighted else None
+    t = torch.empty(N, C, dtype=x.dtype, device="meta") if soft else t
+    blocks = Blocks(True, (True, True, True), ROWS)
+    found = last_layer.linear_cross_entropy(x, W, b, t, weight, OPTIONS, blocks)
+    arguments = (x, W, b, t, weight, found.M, None, found.M, found.L, OPTIONS, blocks)
+    last_layer.linear_cross_entropy_vjp(*arguments)
+    assert not watching.names & WAITING
+
+
+def test_a_gpus_blocks_are_large_enough_for_its_matrix_units():
+    with FakeTensorMode():
+        x = torch.empty(8192, 4096, dtype=torch.bfloat16, device="cuda")
+        assert Blocks(True, (True,) * 3, None).of(x, 128_256 * 2) == 2048
+        assert Blocks(True, (True,) * 3, None).of(x, 10**6 * 4) == 256
+    blocks = Blocks(True, (True,) * 3, None)
+    assert blocks.of(torch.empty(8192, 1, dtype=torch.bfloat16), 128_256 * 2) < 256
+
+
+# What comes out
+
+
+class Emulated(TorchDispatchMode):
+    """The operator, which a CPU does not have."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is not WIDE:
+            return func(*args, **(kwargs or {}))
+        (total, A, B, _), beta = args, kwargs.get("beta", 1)
+        sums = A.double() @ B.double()
+        return total.copy_(sums + total if beta else sums)
+
+
+@pytest.fixture
+def emulated(monkeypatch):
+    monkeypatch.setattr(products, "widens", lambda _: True)
+    with Emulated():
+        yield
+
+
+@pytest.fixture
+def tensors(half):
+    x, W, b = torch.randn(N, D), torch.randn(C, D), torch.randn(C)
+    t = torch.randint(C, (N,))
+    t[3] = -100
+    return *differentiable(*(s.to(half) for s in (x, W, b))), t
+
+
+def exact(x: Tensor, W: Tensor, b: Tensor, t: Tensor) -> tuple[list[Tensor], Tensor]:
+    leaves = [s.detach().double().requires_grad_() for s in (x, W, b)]
+    z = torch.nn.functional.linear(*leaves)
+    return leaves, torch.nn.functional.cross_entropy(z, t)
+
+
+@pytest.fixture
+def memory_full_of_nan(monkeypatch):
+    """What `empty` returns holds NaN."""
+    torch.use_deterministic_algorithms(True)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    assert torch.empty(2).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+def test_the_first_product_finds_no_sum(memory_full_of_nan, rows):
+    x, W = torch.randn(rows, D), torch.randn(C, D)
+    leaves = differentiable(x, W)
+    linear_cross_entropy(leaves[0], leaves[1], torch.ones(rows).long(), reduction="sum").backward()
+    assert leaves[1].grad.isfinite().all()
+    assert (leaves[1].grad != 0).any() == (rows > 0)
+
+
+@pytest.mark.parametrize("block_rows", [None, 1, 7])
+def test_the_gradients_are_those_of_float64(emulated, memory_full_of_nan, tensors, block_rows):
+    *leaves, t = tensors
+    x, W, b = leaves
+    loss = linear_cross_entropy(x, W, t, b, block_rows=block_rows)
+    wide, want = exact(x, W, b, t)
+    torch.testing.assert_close(loss.double(), want, rtol=2e-2, atol=1e-3)
+    for got, d in zip(
+        torch.autograd.grad(loss, leaves), torch.autograd.grad(want, wide), strict=True
+    ):
+        torch.testing.assert_close(got.double(), d, rtol=2e-2, atol=1e-3)
+
+
+def test_a_gradient_is_narrowed_as_it_is_scaled_and_the_sum_is_left(emulated, half):
+    product, g = torch.randn(C, D), torch.tensor(0.3)
+    before = product.clone()
+    assert torch.equal(kernels.scaled(product, g, half, True), (before * g).to(half))
+    assert torch.equal(product, before)
+
+
+def test_dx_is_not_rounded_before_it_meets_the_upstream_gradient(emulated, half):
+    dz, W = torch.randn(7, C).to(half), torch.randn(C, D).to(half)
+    out = torch.full((7, D), torch.nan)
+    kernels.put_product_(out, dz, W, 0)
+    torch.testing.assert_close(out, (dz.double() @ W.double()).float(), rtol=1e-6, atol=1e-6)
+    kernels.put_product_(out, dz, W, 1)
+    torch.testing.assert_close(out, 2 * (dz.double() @ W.double()).float(), rtol=1e-6, atol=1e-6)
+
+
+def test_a_hessian_product_takes_the_same_road(fake, monkeypatch):
+    watching, x, W, b, t = fake
+    monkeypatch.setattr(kernels, "cross_entropy_hvp_", lambda *args: (args[6], args[7]))
+    rows = torch.empty(N, device="meta")
+    v = Products(x, W, b)
+    blocks = Blocks(False, (True, True, True), ROWS)
+    last_layer.linear_cross_entropy_hvp(
+        x, W, b, t, None, rows, None, rows, rows, v, OPTIONS, blocks
+    )
+    of_a_block = [((ROWS, D), 0), ((C, D), 1), ((ROWS, D), 1), ((C, D), 1)]
+    assert watching.wide == first_and_more(of_a_block)
