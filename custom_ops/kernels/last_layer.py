@@ -175,41 +175,48 @@ def linear_cross_entropy_hvp(
 ) -> tuple[Products, Tensor, Tensor]:
     """Return what v, a cotangent of (dx, dW, db), is to (x, W, b), and to g and h.
 
-    Two buffers: z, which becomes dz, and u = v_x Wᵀ + x v_Wᵀ + v_b, which becomes r.
+    One buffer for both, one above the other: z, which becomes dz, and u = v_x Wᵀ + x v_Wᵀ + v_b,
+    which becomes r. So the products with W, and those with x and v_x, are one product each.
     """
-    x = _blank(x, target, o)
+    x, (v_x, v_W, v_b) = _blank(x, target, o), v
     sums = _Sums(x, W, b, blocks)
     d_g, d_h = torch.empty_like(M), torch.empty_like(M)
-    buffer = None
-    for part, z in _logits(x, W, b, blocks):
-        buffer = kernels.advised(torch.empty_like(z)) if buffer is None else buffer
-        u, vx = buffer[: len(z)], None if v.input is None else v.input[part]
-        _direction(u, x[part], W, vx, v.linear_weight, v.linear_bias)
+    N, C = len(x), len(W)
+    size = blocks.of(x, C * x.element_size())
+    buffer = kernels.advised(x.new_empty(2 * min(size, N), C))
+    for part, n in _parts(N, size):
+        both = buffer[: 2 * n]
+        z, u = both[:n], both[n:]
+        rows = x[part] if v_x is None else torch.cat((x[part], v_x[part]))
+        torch.mm(rows, W.t(), out=both[: len(rows)])
+        if b is not None:
+            z += b
+        if v_W is not None:
+            torch.addmm(u, x[part], v_W.t(), beta=int(v_x is not None), out=u)
+        elif v_x is None:
+            u.zero_()
+        if v_b is not None:
+            u += v_b
         hs = None if h is None else h[part]
         d_g[part], d_h[part] = kernels.cross_entropy_hvp_(
             z, target[part], weight, u, g[part], hs, M[part], L[part], o
         )
-        sums.add(part, u)
-        sums.add_products(part, z, vx, v.linear_weight)
+        sums.add_dx(part, u, W)
+        if v_W is not None:
+            sums.add_dx(part, z, v_W, beta=1)
+        if v_x is None:
+            sums.add_dW(u, x[part])
+        else:
+            sums.add_dW(both, torch.cat((v_x[part], x[part])))
+        sums.add_db(u)
     return sums.products(), d_g, d_h
 
 
-def _direction(
-    u: Tensor,
-    x: Tensor,
-    W: Tensor,
-    v_x: Tensor | None,
-    v_W: Tensor | None,
-    v_b: Tensor | None,
-) -> None:
-    """u = v_x Wᵀ + x v_Wᵀ + v_b."""
-    started = v_b is not None
-    if v_b is not None:
-        u.copy_(v_b.expand_as(u))
-    for rows, columns in ((v_x, W), (x, v_W)):
-        if rows is not None and columns is not None:
-            torch.addmm(u, rows, columns.t(), beta=int(started), out=u)
-            started = True
+def _parts(N: int, size: int) -> Iterator[tuple[slice, int]]:
+    """Yield each block's rows, and how many they are."""
+    for start in range(0, N, size):
+        stop = min(start + size, N)
+        yield slice(start, stop), stop - start
 
 
 def _logits(
@@ -219,9 +226,8 @@ def _logits(
     N, C = len(x), len(W)
     size = blocks.of(x, C * x.element_size())
     buffer = kernels.advised(x.new_empty(min(size, N), C))
-    for start in range(0, N, size):
-        part = slice(start, min(start + size, N))
-        z = buffer[: part.stop - start]
+    for part, n in _parts(N, size):
+        z = buffer[:n]
         if b is None:
             torch.mm(x[part], W.t(), out=z)
         else:
@@ -243,26 +249,25 @@ class _Sums:
 
     def add(self, part: slice, dz: Tensor) -> None:
         """Add dz W, dzᵀ x and Σ dz."""
-        self._add_dx(part, dz, self.W, beta=0)
-        self._add_dW(dz, self.x[part])
-        if self.db is not None:
-            self.db += dz.sum(0, dtype=self.db.dtype)
+        self.add_dx(part, dz, self.W)
+        self.add_dW(dz, self.x[part])
+        self.add_db(dz)
 
-    def add_products(self, part: slice, dz: Tensor, v_x: Tensor | None, v_W: Tensor | None) -> None:
-        """Add dz v_W and dzᵀ v_x."""
-        if v_W is not None:
-            self._add_dx(part, dz, v_W, beta=1)
-        if v_x is not None:
-            self._add_dW(dz, v_x)
-
-    def _add_dx(self, part: slice, dz: Tensor, W: Tensor, beta: int) -> None:
+    def add_dx(self, part: slice, dz: Tensor, W: Tensor, beta: int = 0) -> None:
+        """Add dz W, or with β = 0 begin with it."""
         if self.dx is not None:
             kernels.put_product_(self.dx[part], dz, W, beta)
 
-    def _add_dW(self, dz: Tensor, x: Tensor) -> None:
+    def add_dW(self, dz: Tensor, x: Tensor) -> None:
+        """Add dzᵀ x."""
         if self.dW is not None:
             kernels.add_product_(self.dW, dz, x, first=self.dW_is_empty)
             self.dW_is_empty = False
+
+    def add_db(self, dz: Tensor) -> None:
+        """Add Σ dz."""
+        if self.db is not None:
+            self.db += dz.sum(0, dtype=self.db.dtype)
 
     def products(self) -> Products:
         """Return the sums; of no block they are 0."""
