@@ -65,7 +65,8 @@ def test_no_tensor_of_rows_times_classes_in_any_derivative(tensors, options):
         torch.autograd.grad(gradients, (x, W), [torch.ones_like(g) for g in gradients])
         with torch.no_grad():
             linear_cross_entropy(x, W, t, **options)
-    assert largest.numbers <= BLOCK * C
+    # the Hessian product's logits and their direction are one tensor
+    assert largest.numbers <= 2 * BLOCK * C < N * C
 
 
 def test_no_tensor_of_rows_times_classes_in_forward_mode(tensors, options):
