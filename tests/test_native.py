@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import custom_ops
 from custom_ops import cross_entropy, log_softmax, softmax
-from custom_ops.kernels import Options, native
+from custom_ops.kernels import Options, eager, native
 from custom_ops.row import Row
 
 pytestmark = pytest.mark.skipif(native.library is None, reason=f"C++ kernels: {native.missing}")
@@ -28,6 +29,7 @@ LAYOUTS = {
     "rows": ((5, 40), 1),
     "few classes": ((5, 7), 1),
     "classes in the middle": ((2, 7, 3, 5), 1),
+    "runs of classes in the middle": ((2, 70, 3), 1),
     "classes first": ((7, 3), 0),
     "a vector": ((7,), 0),
     "no row": ((0, 7), 1),
@@ -68,6 +70,34 @@ def test_opcheck(shape: tuple[int, ...], dim: int, dtype: torch.dtype):
         args = (x, target, weight, g, h, M, L, dim, *NUMBERS)
         opcheck(ops.cross_entropy_vjp.default, args)
         opcheck(ops.cross_entropy_vjp_.default, args)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("soft", [False, True])
+def test_classes_that_come_in_runs_have_one_maximum_and_one_sum(soft: bool, dtype: torch.dtype):
+    """70 classes in the middle are three runs; what is extreme lies in one of them or in all."""
+    x, target, weight, g, h = inputs((2, 70, 131), 1, dtype=dtype, soft=soft)
+    x[:, :32, 0] = x[:, 32:64, 1] = x[:, 64:, 2] = x[:, :, 3] = -torch.inf
+    x[:, 40, 4], x[:, 69, 5], x[:, 40, 6] = 60.0, torch.inf, torch.nan
+    if not soft:
+        target[:, 7] = -100
+    o = Options(1, torch.float64, *NUMBERS, True, False)
+    exact = x.double(), target.double() if soft else target, weight.double()
+    loss, M, L, prediction = eager.cross_entropy(*exact, o)
+    want = eager.cross_entropy_vjp(*exact, g.double(), h.double(), M, L, o)
+    args = x, target, weight
+    found = ops.cross_entropy(*args, 1, native_dtype(dtype), *NUMBERS, True)
+    close = partial(torch.testing.assert_close, equal_nan=True, rtol=1e-5, atol=1e-5)
+    close(found[0].double(), loss)
+    close((found[1] + found[2]).double(), M + L)
+    assert torch.equal(found[3], prediction)
+    dx = ops.cross_entropy_vjp(*args, g, h, found[1], found[2], 1, *NUMBERS)
+    rounding = {"rtol": 1e-2, "atol": 1e-3} if dtype == torch.bfloat16 else {}
+    close(dx.double(), want, **rounding)
+    for log in (False, True):
+        y = ops.softmax(x, 1, log).double()
+        oracle = F.log_softmax if log else F.softmax
+        close(y, oracle(x.double(), 1), **({"rtol": 1e-2} if dtype == torch.bfloat16 else {}))
 
 
 @pytest.mark.parametrize("soft", [False, True])
@@ -192,6 +222,57 @@ def test_the_node_and_the_function_give_the_same_bits(
     for a, b in zip(by_node, by_function, strict=True):
         assert a.dtype == b.dtype
         assert torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+X, T = torch.randn(3, 5), torch.tensor([0, 4, 1])
+ARGUMENTS = {  # in the node's order
+    "input": X,
+    "target": T,
+    "weight": None,
+    "ignore_index": -100,
+    "reduction": "mean",
+    "label_smoothing": 0.0,
+    "z_loss": 0.0,
+    "softcap": None,
+    "logit_scale": 1.0,
+    "normalizer": None,
+    "dtype": None,
+    "inplace_backward": False,
+}
+LEFT_TO_PYTHON = [
+    *(("input", x) for x in (None, X.tolist(), X.long(), torch.randn(()), torch.randn(0, 5))),
+    *(("target", t) for t in (None, T[:2], T.int(), T.float(), X.double(), X.long())),
+    *(("weight", w) for w in (1.0, torch.rand(4), torch.rand(5, 1), torch.rand(5).double())),
+    *(("ignore_index", i) for i in (None, -100.0, True, 2**70)),
+    *(("reduction", r) for r in (None, "average", "Mean", b"mean")),
+    *(("label_smoothing", e) for e in (None, "0", True, -0.1, 1.1, torch.nan, torch.tensor(0.1))),
+    *(("z_loss", z) for z in (None, -1e-9, torch.inf, torch.nan, 10**309)),
+    *(("softcap", s) for s in (0.0, -1.0, torch.inf, torch.nan, False)),
+    *(("logit_scale", a) for a in (None, torch.inf, torch.nan, 10**309, torch.tensor(1.0))),
+    *(("normalizer", n) for n in (0, -1.0, torch.inf, torch.tensor(3.0))),
+    *(("dtype", d) for d in (torch.int64, torch.complex64, "float32", float)),
+    *(("inplace_backward", b) for b in (None, 1, "yes")),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), LEFT_TO_PYTHON)
+def test_the_node_leaves_what_is_wrong_or_rare_to_python(name, value):
+    assert native.library.cross_entropy(*ARGUMENTS.values()) is not None
+    assert native.library.cross_entropy(*(ARGUMENTS | {name: value}).values()) is None
+
+
+def test_the_node_leaves_what_does_not_go_together_to_python():
+    leaf = X.clone().requires_grad_()
+    for together in (
+        {"reduction": "sum", "normalizer": 2.0},
+        {"input": leaf, "inplace_backward": True},
+        {"input": leaf * 1, "target": torch.rand(3, 5), "ignore_index": 1},
+        {"target": torch.rand(3, 5).requires_grad_()},
+        {"weight": torch.rand(5).requires_grad_()},
+    ):
+        assert native.library.cross_entropy(*(ARGUMENTS | together).values()) is None
+    with torch.autocast("cpu"):
+        assert native.library.cross_entropy(*ARGUMENTS.values()) is None
 
 
 @pytest.mark.parametrize("op", [softmax, log_softmax])

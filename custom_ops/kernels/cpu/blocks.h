@@ -63,8 +63,8 @@ void each_run(int64_t classes, F f) {
   for (int64_t first = 0; first < classes; first += RUN) f(first, std::min(RUN, classes - first));
 }
 
-// A run of a block's classes, side by side in the first-level cache: where `inner` is a power of two,
-// the rows of different classes would take each other's places there.
+// A run of a block's classes, side by side in the first-level cache: where `inner` is a power of
+// two, the rows of different classes would take each other's places there.
 template <typename acc_t>
 class Tile {
  public:

@@ -59,7 +59,7 @@ class Cap {
   // z of a run: x itself, or computed in `buffer` (which may hold x).
   const acc_t* operator()(const acc_t* x, int64_t n, acc_t* buffer) const {
     if (identity_) return x;
-    each_vector<acc_t>(n, [&](int64_t i, int64_t count) CUSTOM_OPS_INLINE {
+    each_vector<acc_t>(n, [&](int64_t i, int64_t count) INLINE {
       const auto v = Vec<acc_t>::loadu(x + i, count);
       (capped_ ? Vec<acc_t>(cap_) * (v * Vec<acc_t>(inner_)).tanh() : v * Vec<acc_t>(scale_))
           .store(buffer + i, count);
@@ -130,12 +130,36 @@ struct RowResults {
   }
 };
 
+// ỹ of the run from class c, from its probabilities y.
+template <typename acc_t>
+auto shares(const Problem<acc_t>& q, int64_t c, const acc_t* y) {
+  const acc_t* w = q.weight ? q.weight + c : nullptr;
+  return [&q, y, w](int64_t i, int64_t count) INLINE {
+    const auto v = Vec<acc_t>::loadu(y + i, count);
+    return q.weighted(v, w ? Vec<acc_t>::loadu(w + i, count) : v);
+  };
+}
+
+// Σ_k w_k, needed only where the classes share a part of every row's label.
+template <typename acc_t>
+double weight_sum(const Problem<acc_t>& q) {
+  if (q.soft() || !q.smooth()) return 0;
+  if (!q.weight) return double(q.x.classes);
+  double total = 0;
+  for (int64_t c = 0; c < q.x.classes; c += CHUNK) {
+    total += sum<acc_t>(std::min(CHUNK, q.x.classes - c), [&](int64_t i, int64_t count) INLINE {
+      return Vec<acc_t>::loadu(q.weight + c + i, count);
+    });
+  }
+  return total;
+}
+
 // Calls f(z, capped) for n logits of the numbers at x, where z(i, count) reads them: as they lie
 // there, or from `buffer` where they are capped or scaled.
 template <typename T, typename F>
 inline void with_logits(const Cap<acc_of<T>>& cap, const T* x, int64_t n, acc_of<T>* buffer, F f) {
   if (cap.identity()) {
-    f([x](int64_t i, int64_t count) CUSTOM_OPS_INLINE { return load(x + i, count); },
+    f([x](int64_t i, int64_t count) INLINE { return load(x + i, count); },
       std::false_type());
     return;
   }
@@ -143,7 +167,7 @@ inline void with_logits(const Cap<acc_of<T>>& cap, const T* x, int64_t n, acc_of
     load(x + i, count).store(buffer + i, count);
   });
   cap(buffer, n, buffer);
-  f([buffer](int64_t i, int64_t count) CUSTOM_OPS_INLINE { return load(buffer + i, count); },
+  f([buffer](int64_t i, int64_t count) INLINE { return load(buffer + i, count); },
     std::true_type());
 }
 
@@ -152,7 +176,7 @@ template <typename T, typename Is>
 int64_t find_logit(const Cap<acc_of<T>>& cap, const T* x, int64_t n, acc_of<T>* buffer, Is is_it) {
   int64_t found = -1;
   with_logits(cap, x, n, buffer, [&](auto z, auto) {
-    each_vector<acc_of<T>>(n, [&](int64_t i, int64_t count) CUSTOM_OPS_INLINE {
+    each_vector<acc_of<T>>(n, [&](int64_t i, int64_t count) INLINE {
       acc_of<T> few[Vec<acc_of<T>>::size()];
       if (found >= 0) return;
       z(i, count).store(few, count);
@@ -164,7 +188,8 @@ int64_t find_logit(const Cap<acc_of<T>>& cap, const T* x, int64_t n, acc_of<T>* 
 }
 
 template <typename T>
-void forward_row(const Problem<acc_of<T>>& q, const RowResults<acc_of<T>>& results, int64_t r) {
+void forward_row(const Problem<acc_of<T>>& q, double weight_sum,
+                 const RowResults<acc_of<T>>& results, int64_t r) {
   using acc_t = acc_of<T>;
   const View& x = q.x;
   const T* const row = x.tensor.const_data_ptr<T>() + r * x.stride;
@@ -176,12 +201,13 @@ void forward_row(const Problem<acc_of<T>>& q, const RowResults<acc_of<T>>& resul
   RowStatistics<T> found;
   const bool spread = q.soft() || q.smooth();
   acc_t reference = 0, best = 0;  // of Σ ỹ (reference − z), a logit: no digits are lost
-  double distance = 0, mass = 0;
+  double distance = 0, mass = q.soft() ? 0 : weight_sum;
   int64_t best_run = 0;
   for (int64_t c = 0; c < x.classes; c += CHUNK) {
     const int64_t n = std::min(CHUNK, x.classes - c);
     with_logits(cap, row + c, n, buffer, [&](auto z, auto) {
-      const acc_t m = found.add(n, z, [next = row + c + n](int64_t i) CUSTOM_OPS_INLINE { prefetch(next + i); });
+      const T* next = row + c + n;
+      const acc_t m = found.add(n, z, [next](int64_t i) INLINE { prefetch(next + i); });
       if (c == 0) {
         best = m;
         reference = std::isfinite(m) ? m : acc_t(0);
@@ -189,18 +215,21 @@ void forward_row(const Problem<acc_of<T>>& q, const RowResults<acc_of<T>>& resul
         best = m;
         best_run = c;
       }
-      if (!spread) return;
-      const acc_t* w = q.weight ? q.weight + c : nullptr;
-      const acc_t* y = q.soft() ? q.target.probabilities.load(r * x.classes + c, n, y_buffer) : w;
-      const auto share = [&](int64_t i, int64_t count) CUSTOM_OPS_INLINE {
-        if (!y) return Vec<acc_t>(1);
-        const auto v = Vec<acc_t>::loadu(y + i, count);
-        return q.soft() ? q.weighted(v, w ? Vec<acc_t>::loadu(w + i, count) : v) : v;
-      };
-      distance += sum<acc_t>(n, [&](int64_t i, int64_t count) CUSTOM_OPS_INLINE {
-        return product(share(i, count), Vec<acc_t>(reference) - z(i, count));
-      });
-      mass += y ? sum<acc_t>(n, share) : acc_t(n);
+      const Vec<acc_t> from(reference);
+      if (q.soft()) {
+        const auto y = shares(q, c, q.target.probabilities.load(r * x.classes + c, n, y_buffer));
+        distance += sum<acc_t>(n, [=](int64_t i, int64_t count) INLINE {
+          return product(y(i, count), from - z(i, count));
+        });
+        mass += sum<acc_t>(n, y);
+      } else if (q.smooth() && q.weight) {
+        distance += sum<acc_t>(n, [=, w = q.weight + c](int64_t i, int64_t count) INLINE {
+          return product(Vec<acc_t>::loadu(w + i, count), from - z(i, count));
+        });
+      } else if (q.smooth()) {
+        distance +=
+            sum<acc_t>(n, [=](int64_t i, int64_t count) INLINE { return from - z(i, count); });
+      }
     });
   }
 
@@ -229,7 +258,8 @@ void forward_row(const Problem<acc_of<T>>& q, const RowResults<acc_of<T>>& resul
   results.prediction[r] = at < 0 ? first(best_run, [=](acc_t v) { return v == best; }) : at;
 }
 
-// The largest logit of each row of a block and its class, run by run; NaN is the largest, as in torch.
+// The largest logit of each row of a block and its class, run by run; NaN is the largest, as in
+// torch.
 template <typename acc_t>
 struct BlockPrediction {
   acc_t value[BLOCK];
@@ -248,7 +278,8 @@ struct BlockPrediction {
 };
 
 template <typename acc_t>
-void forward_block(const Problem<acc_t>& q, const RowResults<acc_t>& results, const Block& b) {
+void forward_block(const Problem<acc_t>& q, double weight_sum, const RowResults<acc_t>& results,
+                   const Block& b) {
   const View& x = q.x;
   const Source<acc_t> source(x.tensor);
   const Cap<acc_t> cap(q.o);
@@ -269,21 +300,21 @@ void forward_block(const Problem<acc_t>& q, const RowResults<acc_t>& results, co
     if (!spread) return;
     if (first == 0) {
       std::fill_n(distance, b.n, 0.0);
-      std::fill_n(mass, b.n, 0.0);
+      std::fill_n(mass, b.n, q.soft() ? 0.0 : weight_sum);
       for (int64_t i = 0; i < b.n; ++i) {
         reference[i] = std::isfinite(found.max[i]) ? found.max[i] : acc_t(0);
       }
     }
     const acc_t* y = q.soft() ? probabilities->read(first, count) : nullptr;
-    const auto share = [&](int64_t k, int64_t i, int64_t n) CUSTOM_OPS_INLINE {
+    const auto share = [&](int64_t k, int64_t i, int64_t n) INLINE {
       const Vec<acc_t> w(q.weight ? q.weight[first + k] : acc_t(1));
       return y ? q.weighted(Vec<acc_t>::loadu(y + k * b.n + i, n), w) : w;
     };
-    block_add<acc_t>(count, b.n, distance, [&](int64_t k, int64_t i, int64_t n) CUSTOM_OPS_INLINE {
+    block_add<acc_t>(count, b.n, distance, [&](int64_t k, int64_t i, int64_t n) INLINE {
       return product(share(k, i, n), Vec<acc_t>::loadu(reference + i, n) -
                                          Vec<acc_t>::loadu(z + k * b.n + i, n));
     });
-    block_add<acc_t>(count, b.n, mass, share);
+    if (q.soft()) block_add<acc_t>(count, b.n, mass, share);
   });
 
   acc_t S[BLOCK], L[BLOCK];
@@ -328,10 +359,11 @@ void forward_block(const Problem<acc_t>& q, const RowResults<acc_t>& results, co
 
 template <typename T>
 void cross_entropy_kernel(const Problem<acc_of<T>>& q, const RowResults<acc_of<T>>& results) {
+  const double weights = weight_sum(q);
   if (in_blocks(q.x)) {
-    each_block(q.x, [&](const Block& b) { forward_block(q, results, b); });
+    each_block(q.x, [&](const Block& b) { forward_block(q, weights, results, b); });
   } else {
-    each_row(q.x, [&](int64_t r) { forward_row<T>(q, results, r); });
+    each_row(q.x, [&](int64_t r) { forward_row<T>(q, weights, results, r); });
   }
 }
 
@@ -356,16 +388,6 @@ struct Upstream {
   }
 };
 
-// ỹ of the run from class c, from its probabilities y.
-template <typename acc_t>
-auto shares(const Problem<acc_t>& q, int64_t c, const acc_t* y) {
-  const acc_t* w = q.weight ? q.weight + c : nullptr;
-  return [&q, y, w](int64_t i, int64_t count) CUSTOM_OPS_INLINE {
-    const auto v = Vec<acc_t>::loadu(y + i, count);
-    return q.weighted(v, w ? Vec<acc_t>::loadu(w + i, count) : v);
-  };
-}
-
 // m = Σ_k ỹ_k; for labels, from the mean of the class weights.
 template <typename acc_t>
 acc_t row_mass(const Problem<acc_t>& q, const Label<acc_t>& label, acc_t mean_weight, int64_t r) {
@@ -381,15 +403,6 @@ acc_t row_mass(const Problem<acc_t>& q, const Label<acc_t>& label, acc_t mean_we
     total += sum<acc_t>(n, shares(q, c, y));
   }
   return acc_t(total);
-}
-
-// Needed only where all of the weights meet each row.
-template <typename acc_t>
-acc_t mean_weight(const Problem<acc_t>& q) {
-  if (!q.weight || !q.smooth()) return 0;
-  return sum<acc_t>(q.x.classes, [&](int64_t i, int64_t count) CUSTOM_OPS_INLINE {
-    return Vec<acc_t>::loadu(q.weight + i, count);
-  }) / acc_t(q.x.classes);
 }
 
 template <typename T>
@@ -414,13 +427,13 @@ void backward_row(const Problem<acc_of<T>>& q, const Upstream<acc_of<T>>& up,
   for (int64_t c = 0; c < x.classes; c += CHUNK) {
     const int64_t n = std::min(CHUNK, x.classes - c);
     with_logits(cap, row + c, n, buffer, [&](auto z, auto capped) {
-      const auto p = [=, next = row + c + n](int64_t i, int64_t count) CUSTOM_OPS_INLINE {
+      const auto p = [=, next = row + c + n](int64_t i, int64_t count) INLINE {
         prefetch(next + i);
         return exp<T>((z(i, count) - M) - L);
       };
       // d(i, count): a·p − g·ỹ but for what the label names
       const auto write = [&](auto d) {
-        const auto dx = [=](int64_t i, int64_t count, Vec<acc_t> dz) CUSTOM_OPS_INLINE {
+        const auto dx = [=](int64_t i, int64_t count, Vec<acc_t> dz) INLINE {
           if constexpr (capped) return cap.chain(dz, z(i, count));
           return dz;
         };
@@ -431,24 +444,24 @@ void backward_row(const Problem<acc_of<T>>& q, const Upstream<acc_of<T>>& up,
           const Vec<acc_t> y(q.rest() * label.weight * g);
           fill(&at_label, 1, [=](int64_t, int64_t) { return dx(t, 1, d(t, 1) - y); });
         }
-        fill(to + c, n, [=](int64_t i, int64_t count) CUSTOM_OPS_INLINE {
+        fill(to + c, n, [=](int64_t i, int64_t count) INLINE {
           return dx(i, count, d(i, count));
         });
         if (named) to[c + t] = at_label;
       };
       if (q.soft()) {
         const auto y = shares(q, c, q.target.probabilities.load(r * x.classes + c, n, y_buffer));
-        write([=](int64_t i, int64_t count) CUSTOM_OPS_INLINE {
+        write([=](int64_t i, int64_t count) INLINE {
           return A * p(i, count) - G * y(i, count);
         });
       } else if (q.smooth() && q.weight) {
-        write([=, w = q.weight + c](int64_t i, int64_t count) CUSTOM_OPS_INLINE {
+        write([=, w = q.weight + c](int64_t i, int64_t count) INLINE {
           return A * p(i, count) - even * Vec<acc_t>::loadu(w + i, count);
         });
       } else if (q.smooth()) {
-        write([=](int64_t i, int64_t count) CUSTOM_OPS_INLINE { return A * p(i, count) - even; });
+        write([=](int64_t i, int64_t count) INLINE { return A * p(i, count) - even; });
       } else {
-        write([=](int64_t i, int64_t count) CUSTOM_OPS_INLINE { return A * p(i, count); });
+        write([=](int64_t i, int64_t count) INLINE { return A * p(i, count); });
       }
     });
   }
@@ -469,7 +482,7 @@ void backward_block(const Problem<acc_t>& q, const Upstream<acc_t>& up, acc_t me
     probabilities.emplace(q.target.probabilities, dense, b);
     each_run(x.classes, [&](int64_t first, int64_t count) {
       const acc_t* y = probabilities->read(first, count);
-      block_add<acc_t>(count, b.n, mass, [&](int64_t k, int64_t i, int64_t n) CUSTOM_OPS_INLINE {
+      block_add<acc_t>(count, b.n, mass, [&](int64_t k, int64_t i, int64_t n) INLINE {
         const Vec<acc_t> w(q.weight ? q.weight[first + k] : acc_t(1));
         return q.weighted(Vec<acc_t>::loadu(y + k * b.n + i, n), w);
       });
@@ -510,7 +523,7 @@ void backward_block(const Problem<acc_t>& q, const Upstream<acc_t>& up, acc_t me
       const Vec<acc_t> w(q.weight ? q.weight[first + k] : acc_t(1)), even(q.share());
       const Vec<acc_t> at_k{acc_t(k)};
       acc_t* d = to.begin(first + k);
-      each_vector<acc_t>(b.n, [&](int64_t i, int64_t n) CUSTOM_OPS_INLINE {
+      each_vector<acc_t>(b.n, [&](int64_t i, int64_t n) INLINE {
         const auto zi = Vec<acc_t>::loadu(z + i, n);
         auto dz = Vec<acc_t>::loadu(a + i, n) *
             exp<acc_t>((zi - Vec<acc_t>::loadu(M + i, n)) - Vec<acc_t>::loadu(L + i, n));
@@ -536,7 +549,7 @@ template <typename T>
 void cross_entropy_vjp_kernel(const Problem<acc_of<T>>& q, const Upstream<acc_of<T>>& up,
                               const View& out) {
   using acc_t = acc_of<T>;
-  const acc_t mean = mean_weight(q);
+  const acc_t mean = acc_t(weight_sum(q) / double(q.x.classes));
   if (in_blocks(q.x)) {
     const Sink<acc_t> sink(out.tensor);
     each_block(q.x, [&](const Block& b) { backward_block(q, up, mean, sink, out, b); });

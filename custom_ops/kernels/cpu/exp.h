@@ -1,5 +1,5 @@
-// exp: most of the arithmetic of every kernel, so it is written out here, where the compiler can keep
-// it in the loop; at::vec would call a library.
+// exp: most of the arithmetic of every kernel, so it is written out here, where the compiler can
+// keep it in the loop; at::vec would call a library.
 #pragma once
 
 #include <ATen/cpu/vec/vec.h>
@@ -21,7 +21,7 @@ namespace custom_ops {
 #endif
 
 // q · 2ⁿ
-inline CUSTOM_OPS_INLINE VECTOR scaled(VECTOR q, VECTOR n) {
+inline INLINE VECTOR scaled(VECTOR q, VECTOR n) {
 #ifdef CPU_CAPABILITY_AVX512
   return _mm512_scalef_ps(q, n);
 #else
@@ -52,7 +52,7 @@ inline CUSTOM_OPS_INLINE VECTOR scaled(VECTOR q, VECTOR n) {
 // result is 0, and x, which may be −∞, is kept from there. NaN stays NaN: max returns its second
 // argument then. x is a logarithm of at most 1 everywhere here; above 88, exp need not be right.
 template <typename T>
-inline CUSTOM_OPS_INLINE Vec<acc_of<T>> exp(Vec<acc_of<T>> input) {
+inline INLINE Vec<acc_of<T>> exp(Vec<acc_of<T>> input) {
 #ifdef CUSTOM_OPS_EXP
   if constexpr (!std::is_same_v<T, double>) {
     const VECTOR per_ln2 = M(set1)(0x1.715476p+0f);

@@ -42,9 +42,9 @@ void hessian_row(const Problem<acc_t>& q, const Upstream<acc_t>& up, acc_t mean_
       const acc_t* w = q.weight ? q.weight + from : nullptr;
       const acc_t* y =
           q.soft() ? q.target.probabilities.load(first + from, n, y_buffer) : nullptr;
-      f(from, n, u, [=, &q](int64_t i, int64_t count) CUSTOM_OPS_INLINE {
+      f(from, n, u, [=, &q](int64_t i, int64_t count) INLINE {
         return exp<acc_t>((Vec<acc_t>::loadu(z + i, count) - M) - L);
-      }, [=, &q](int64_t i, int64_t count) CUSTOM_OPS_INLINE {
+      }, [=, &q](int64_t i, int64_t count) INLINE {
         const auto wi = w ? Vec<acc_t>::loadu(w + i, count) : Vec<acc_t>(1);
         if (y) return q.weighted(Vec<acc_t>::loadu(y + i, count), wi);
         return q.smooth() ? Vec<acc_t>(q.share()) * wi : Vec<acc_t>(0);
@@ -54,11 +54,11 @@ void hessian_row(const Problem<acc_t>& q, const Upstream<acc_t>& up, acc_t mean_
   double p_u = 0, y_u = 0;
   const bool even = q.soft() || q.smooth();
   each_run([&](int64_t, int64_t n, const acc_t* u, auto p, auto y) {
-    p_u += sum<acc_t>(n, [&](int64_t i, int64_t count) CUSTOM_OPS_INLINE {
+    p_u += sum<acc_t>(n, [&](int64_t i, int64_t count) INLINE {
       return p(i, count) * Vec<acc_t>::loadu(u + i, count);
     });
     if (!even) return;
-    y_u += sum<acc_t>(n, [&](int64_t i, int64_t count) CUSTOM_OPS_INLINE {
+    y_u += sum<acc_t>(n, [&](int64_t i, int64_t count) INLINE {
       return product(y(i, count), Vec<acc_t>::loadu(u + i, count));
     });
   });
@@ -71,7 +71,7 @@ void hessian_row(const Problem<acc_t>& q, const Upstream<acc_t>& up, acc_t mean_
   each_run([&](int64_t from, int64_t n, const acc_t* u, auto p, auto y) {
     acc_t* d = gradient.begin(first + from, d_buffer);
     acc_t* change_of_d = change.begin(first + from, r_buffer);
-    each_vector<acc_t>(n, [&](int64_t i, int64_t count) CUSTOM_OPS_INLINE {
+    each_vector<acc_t>(n, [&](int64_t i, int64_t count) INLINE {
       const auto pi = p(i, count);
       const auto ui = Vec<acc_t>::loadu(u + i, count);
       (even ? A * pi - G * y(i, count) : A * pi).store(d + i, count);
@@ -86,7 +86,7 @@ void hessian_row(const Problem<acc_t>& q, const Upstream<acc_t>& up, acc_t mean_
 template <typename acc_t>
 void hessian_kernel(const Problem<acc_t>& q, const Upstream<acc_t>& up,
                     const at::Tensor& direction, const HessianResults<acc_t>& results) {
-  const acc_t mean = mean_weight(q);
+  const acc_t mean = acc_t(weight_sum(q) / double(q.x.classes));
   each_row(q.x, [&](int64_t r) { hessian_row(q, up, mean, direction, results, r); });
 }
 

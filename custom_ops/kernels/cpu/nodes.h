@@ -1,8 +1,8 @@
 // Autograd nodes for the plain case: what the Python Functions do, with the same kernels and to the
 // same bits, for a batch so small that Python's frames would be most of the time.
 //
-// `plain` is where the choice is made. Where it says no, or where a backward is to be differentiated
-// or batched, the Python Functions answer.
+// `plain` and `plan_of` are where the choice is made. Where they say no, or where a backward is to
+// be differentiated or batched, the Python Functions answer.
 #pragma once
 
 #include <ATen/PythonTorchFunctionTLS.h>
@@ -215,18 +215,22 @@ struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
 inline bool read_number(py::handle value, double least, double& number) {
   if (!PyFloat_CheckExact(value.ptr()) && !PyLong_CheckExact(value.ptr())) return false;
   number = PyFloat_AsDouble(value.ptr());
-  if (PyErr_Occurred()) PyErr_Clear();  // too large an int: Python is to say so
+  if (PyErr_Occurred()) {  // too large an int
+    PyErr_Clear();
+    return false;
+  }
   return std::isfinite(number) && number >= least;
 }
 
-// The plan for arguments that are all as they should be; null where a second look is needed, at what
-// is wrong or at what is rare.
+// The plan for arguments that are all as they should be; null where a second look is needed, at
+// what is wrong or at what is rare.
 inline c10::intrusive_ptr<Plan> plan_of(const Tensor& x, const Tensor& target,
                                         const std::optional<Tensor>& weight,
                                         py::handle ignore_index, py::handle reduction,
                                         py::handle label_smoothing, py::handle z_loss,
                                         py::handle softcap, py::handle logit_scale,
-                                        py::handle normalizer, py::handle dtype, bool inplace) {
+                                        py::handle normalizer, py::handle dtype,
+                                        py::handle inplace) {
   auto plan = c10::make_intrusive<Plan>();
   Options& o = plan->o;
   int overflow = 0;
@@ -272,8 +276,10 @@ inline c10::intrusive_ptr<Plan> plan_of(const Tensor& x, const Tensor& target,
         (dtype.is_none() || weight->scalar_type() != plan->result_dtype)))) {
     return {};
   }
-  if (inplace && (x.is_view() || (differentiable(x) && x.is_leaf()) || !x.is_contiguous())) return {};
-  plan->inplace = inplace;
+  const bool own_memory = x.is_contiguous() && !x.is_view();
+  if (!PyBool_Check(inplace.ptr())) return {};
+  plan->inplace = inplace.ptr() == Py_True;
+  if (plan->inplace && (!own_memory || (differentiable(x) && x.is_leaf()))) return {};
   return plan;
 }
 
@@ -282,7 +288,8 @@ inline py::object cross_entropy_node(py::handle input, py::handle target, py::ha
                                      py::handle ignore_index, py::handle reduction,
                                      py::handle label_smoothing, py::handle z_loss,
                                      py::handle softcap, py::handle logit_scale,
-                                     py::handle normalizer, py::handle dtype, bool inplace) {
+                                     py::handle normalizer, py::handle dtype,
+                                     py::handle inplace) {
   if (!plain(input) || !plain(target) || !(weight.is_none() || plain(weight)) ||
       !surroundings_plain() || at::autocast::is_autocast_enabled(c10::kCPU)) {
     return py::none();

@@ -145,7 +145,8 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy(
   if (!target.is_floating_point()) check_labels(in.target, in.x.classes, o.ignore_index);
   const auto rows = row_sizes(input, dim);
   const auto options = input.options().dtype(dtype);
-  Tensor loss = at::empty(rows, options), M = at::empty(rows, options), L = at::empty(rows, options);
+  Tensor loss = at::empty(rows, options);
+  Tensor M = at::empty(rows, options), L = at::empty(rows, options);
   Tensor prediction = predict ? at::empty(rows, options.dtype(c10::kLong))
                               : at::empty({0}, options.dtype(c10::kLong));
   if (in.x.classes == 0) {

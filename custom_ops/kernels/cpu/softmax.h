@@ -21,7 +21,8 @@ void normalise_rows(const View& z, const View& y, Map map) {
     }
     const Vec<acc_t> M(found.max), S(std::isfinite(found.max) ? acc_t(found.sum) : acc_t(NAN));
     const Vec<acc_t> L(found.log_sum());
-    fill(to + r * y.stride, z.classes, [=, next = row + z.stride](int64_t i, int64_t count) CUSTOM_OPS_INLINE {
+    const T* next = row + z.stride;
+    fill(to + r * y.stride, z.classes, [=](int64_t i, int64_t count) INLINE {
       prefetch(next + i);  // while this row is in the cache
       return map(load(row + i, count), M, S, L);
     });
@@ -45,7 +46,7 @@ void normalise_blocks(const View& z, const View& y, Map map) {
       const acc_t* from = tile.read(first, count);
       for (int64_t k = 0; k < count; ++k) {
         acc_t* to = out.begin(first + k);
-        each_vector<acc_t>(b.n, [&, from = from + k * b.n](int64_t i, int64_t n) CUSTOM_OPS_INLINE {
+        each_vector<acc_t>(b.n, [&, from = from + k * b.n](int64_t i, int64_t n) INLINE {
           map(Vec<acc_t>::loadu(from + i, n), Vec<acc_t>::loadu(found.max + i, n),
               Vec<acc_t>::loadu(sum + i, n), Vec<acc_t>::loadu(log_sum + i, n))
               .store(to + i, n);
@@ -66,12 +67,12 @@ void reduce_and_map_rows(const View& x, const View& v, const View& out, Term ter
     const T *x_row = xs + r * x.stride, *v_row = vs + r * v.stride;
     double total = 0;
     for (int64_t c = 0; c < x.classes; c += CHUNK) {
-      total += sum<acc_t>(std::min(CHUNK, x.classes - c), [=](int64_t i, int64_t count) CUSTOM_OPS_INLINE {
+      total += sum<acc_t>(std::min(CHUNK, x.classes - c), [=](int64_t i, int64_t count) INLINE {
         return term(load(x_row + c + i, count), load(v_row + c + i, count));
       });
     }
     const Vec<acc_t> s{acc_t(total)};
-    fill(to + r * out.stride, x.classes, [=, &x, &v](int64_t i, int64_t count) CUSTOM_OPS_INLINE {
+    fill(to + r * out.stride, x.classes, [=, &x, &v](int64_t i, int64_t count) INLINE {
       prefetch(x_row + x.stride + i);
       prefetch(v_row + v.stride + i);
       return map(load(x_row + i, count), load(v_row + i, count), s);
@@ -89,7 +90,7 @@ void reduce_and_map_blocks(const View& x, const View& v, const View& out, Term t
     double total[BLOCK] = {};
     each_run(x.classes, [&](int64_t first, int64_t count) {
       const acc_t *xr = x_tile.read(first, count), *vr = v_tile.read(first, count);
-      block_add<acc_t>(count, b.n, total, [&](int64_t k, int64_t i, int64_t n) CUSTOM_OPS_INLINE {
+      block_add<acc_t>(count, b.n, total, [&](int64_t k, int64_t i, int64_t n) INLINE {
         const int64_t at = k * b.n + i;
         return term(Vec<acc_t>::loadu(xr + at, n), Vec<acc_t>::loadu(vr + at, n));
       });
@@ -100,7 +101,7 @@ void reduce_and_map_blocks(const View& x, const View& v, const View& out, Term t
       const acc_t *xr = x_tile.read(first, count), *vr = v_tile.read(first, count);
       for (int64_t k = 0; k < count; ++k) {
         acc_t* o = to.begin(first + k);
-        each_vector<acc_t>(b.n, [&](int64_t i, int64_t n) CUSTOM_OPS_INLINE {
+        each_vector<acc_t>(b.n, [&](int64_t i, int64_t n) INLINE {
           const int64_t at = k * b.n + i;
           map(Vec<acc_t>::loadu(xr + at, n), Vec<acc_t>::loadu(vr + at, n),
               Vec<acc_t>::loadu(s + i, n))
@@ -124,8 +125,8 @@ void reduce_and_map(const View& x, const View& v, const View& out, Term term, Ma
 // Classes whose exponentials are kept between the two passes: they fit in the second-level cache.
 constexpr int64_t KEPT = 1 << 17;
 
-// p = exp(z − M) / Σ exp(z − M), each exponential computed once: relative to the maximum of its run,
-// until that of the row is known.
+// p = exp(z − M) / Σ exp(z − M), each exponential computed once: relative to the maximum of its
+// run, until that of the row is known.
 template <typename T>
 void softmax_rows(const View& z, const View& p) {
   using acc_t = acc_of<T>;
@@ -145,7 +146,7 @@ void softmax_rows(const View& z, const View& p) {
       const double change = std::exp(double(run_max[c / CHUNK]) - double(found.max));
       const Vec<acc_t> factor(acc_t(change / sum));
       fill(to + r * p.stride + c, std::min(CHUNK, z.classes - c),
-           [=, e = &kept[c]](int64_t i, int64_t count) CUSTOM_OPS_INLINE {
+           [=, e = &kept[c]](int64_t i, int64_t count) INLINE {
              prefetch(next + c + i);
              return Vec<acc_t>::loadu(e + i, count) * factor;
            });
@@ -158,18 +159,20 @@ template <typename T>
 void softmax_kernel(const View& z, const View& p) {
   using acc_t = acc_of<T>;
   if (in_blocks(z)) {
-    normalise_blocks<acc_t>(z, p, [](auto z, auto M, auto S, auto) CUSTOM_OPS_INLINE { return exp<acc_t>(z - M) / S; });
+    normalise_blocks<acc_t>(
+        z, p, [](auto z, auto M, auto S, auto) INLINE { return exp<acc_t>(z - M) / S; });
   } else if (z.classes <= KEPT) {
     softmax_rows<T>(z, p);
   } else {
-    normalise_rows<T>(z, p, [](auto z, auto M, auto S, auto) CUSTOM_OPS_INLINE { return exp<T>(z - M) / S; });
+    normalise_rows<T>(
+        z, p, [](auto z, auto M, auto S, auto) INLINE { return exp<T>(z - M) / S; });
   }
 }
 
 // log p = (z − M) − L
 template <typename T>
 void log_softmax_kernel(const View& z, const View& y) {
-  const auto map = [](auto z, auto M, auto, auto L) CUSTOM_OPS_INLINE { return (z - M) - L; };
+  const auto map = [](auto z, auto M, auto, auto L) INLINE { return (z - M) - L; };
   if (in_blocks(z)) {
     normalise_blocks<acc_of<T>>(z, y, map);
   } else {
@@ -181,24 +184,24 @@ void log_softmax_kernel(const View& z, const View& y) {
 template <typename T>
 void contract_kernel(const View& p, const View& v, const View& out) {
   reduce_and_map<T>(
-      p, v, out, [](auto p, auto v) CUSTOM_OPS_INLINE { return p * v; },
-      [](auto p, auto v, auto pv) CUSTOM_OPS_INLINE { return p * (v - pv); });
+      p, v, out, [](auto p, auto v) INLINE { return p * v; },
+      [](auto p, auto v, auto pv) INLINE { return p * (v - pv); });
 }
 
 // v − p Σ_k v_k, with p = exp(y)
 template <typename T>
 void log_softmax_vjp_kernel(const View& y, const View& v, const View& out) {
   reduce_and_map<T>(
-      y, v, out, [](auto, auto v) CUSTOM_OPS_INLINE { return v; },
-      [](auto y, auto v, auto s) CUSTOM_OPS_INLINE { return v - exp<T>(y) * s; });
+      y, v, out, [](auto, auto v) INLINE { return v; },
+      [](auto y, auto v, auto s) INLINE { return v - exp<T>(y) * s; });
 }
 
 // v − ⟨p, v⟩, with p = exp(y)
 template <typename T>
 void log_softmax_jvp_kernel(const View& y, const View& v, const View& out) {
   reduce_and_map<T>(
-      y, v, out, [](auto y, auto v) CUSTOM_OPS_INLINE { return exp<T>(y) * v; },
-      [](auto, auto v, auto pv) CUSTOM_OPS_INLINE { return v - pv; });
+      y, v, out, [](auto y, auto v) INLINE { return exp<T>(y) * v; },
+      [](auto, auto v, auto pv) INLINE { return v - pv; });
 }
 
 }  // namespace custom_ops

@@ -21,12 +21,12 @@ struct RowStatistics {
   acc_t add(int64_t n, Get z, Ahead ahead, acc_t* kept = nullptr) {
     const acc_t m = largest<acc_t>(n, z);
     const Vec<acc_t> shift(std::isfinite(m) ? m : acc_t(0));
-    const auto term = [=](int64_t i, int64_t count) CUSTOM_OPS_INLINE {
+    const auto term = [=](int64_t i, int64_t count) INLINE {
       ahead(i);
       return exp<T>(z(i, count) - shift);
     };
     const double s = !kept ? custom_ops::sum<acc_t>(n, term)
-                           : custom_ops::sum<acc_t>(n, [=](int64_t i, int64_t count) CUSTOM_OPS_INLINE {
+                           : custom_ops::sum<acc_t>(n, [=](int64_t i, int64_t count) INLINE {
                                const auto e = term(i, count);
                                e.store(kept + i, count);
                                return e;
@@ -45,18 +45,19 @@ struct RowStatistics {
   // Adds the run of n logits that lie at z.
   acc_t add(int64_t n, const T* z, acc_t* kept = nullptr) {
     return add(
-        n, [z](int64_t i, int64_t count) CUSTOM_OPS_INLINE { return load(z + i, count); },
-        [next = z + n](int64_t i) CUSTOM_OPS_INLINE { prefetch(next + i); }, kept);
+        n, [z](int64_t i, int64_t count) INLINE { return load(z + i, count); },
+        [next = z + n](int64_t i) INLINE { prefetch(next + i); }, kept);
   }
 
   // L; NaN where M is no number to shift by.
   acc_t log_sum() const { return std::isfinite(max) ? acc_t(std::log(sum)) : acc_t(NAN); }
 };
 
-// out[i] = term(0, i) joined with term(1, i), … for each row i of a block. Four vectors of rows at a
-// time hide the latency of the join.
+// out[i] = term(0, i) joined with term(1, i), … for each row i of a block. Four vectors of rows at
+// a time hide the latency of the join.
 template <typename acc_t, typename Term, typename Join>
-inline CUSTOM_OPS_INLINE void block_reduce(int64_t count, int64_t rows, acc_t empty, acc_t* out, Term term, Join join) {
+inline INLINE void block_reduce(int64_t count, int64_t rows, acc_t empty, acc_t* out, Term term,
+                                Join join) {
   constexpr int64_t width = Vec<acc_t>::size();
   int64_t i = 0;
   for (; i + 4 * width <= rows; i += 4 * width) {
@@ -78,7 +79,8 @@ inline CUSTOM_OPS_INLINE void block_reduce(int64_t count, int64_t rows, acc_t em
 template <typename acc_t, typename Term>
 void block_add(int64_t count, int64_t rows, double* out, Term term) {
   acc_t part[BLOCK];
-  block_reduce<acc_t>(count, rows, acc_t(0), part, term, [](auto a, auto b) CUSTOM_OPS_INLINE { return a + b; });
+  const auto plus = [](auto a, auto b) INLINE { return a + b; };
+  block_reduce<acc_t>(count, rows, acc_t(0), part, term, plus);
   for (int64_t i = 0; i < rows; ++i) out[i] += part[i];
 }
 
@@ -98,8 +100,10 @@ struct BlockStatistics {
     acc_t m[BLOCK], shift[BLOCK];
     block_reduce<acc_t>(
         count, rows, -INF<acc_t>, m,
-        [=](int64_t k, int64_t i, int64_t n) CUSTOM_OPS_INLINE { return Vec<acc_t>::loadu(z + k * rows + i, n); },
-        [](auto a, auto b) CUSTOM_OPS_INLINE { return larger(a, b); });
+        [=](int64_t k, int64_t i, int64_t n) INLINE {
+          return Vec<acc_t>::loadu(z + k * rows + i, n);
+        },
+        [](auto a, auto b) INLINE { return larger(a, b); });
     for (int64_t i = 0; i < rows; ++i) {
       m[i] = max[i] > m[i] ? max[i] : m[i];
       shift[i] = m[i] == -INF<acc_t> ? acc_t(0) : m[i];
@@ -108,7 +112,7 @@ struct BlockStatistics {
       if (sum[i] != 0 && m[i] != max[i]) sum[i] *= std::exp(double(max[i]) - double(shift[i]));
       max[i] = m[i];
     }
-    block_add<acc_t>(count, rows, sum, [=, &shift](int64_t k, int64_t i, int64_t n) CUSTOM_OPS_INLINE {
+    block_add<acc_t>(count, rows, sum, [=, &shift](int64_t k, int64_t i, int64_t n) INLINE {
       return exp<acc_t>(Vec<acc_t>::loadu(z + k * rows + i, n) - Vec<acc_t>::loadu(shift + i, n));
     });
   }
@@ -118,7 +122,7 @@ struct BlockStatistics {
     for (int64_t i = 0; i < rows; ++i) {
       total[i] = std::isfinite(max[i]) ? acc_t(sum[i]) : acc_t(NAN);
     }
-    each_vector<acc_t>(rows, [=](int64_t i, int64_t count) CUSTOM_OPS_INLINE {
+    each_vector<acc_t>(rows, [=](int64_t i, int64_t count) INLINE {
       Vec<acc_t>::loadu(total + i, count).log().store(log_sum + i, count);
     });
   }

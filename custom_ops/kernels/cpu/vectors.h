@@ -17,10 +17,10 @@
 
 namespace custom_ops {
 
-// On what is done to every vector, and on the loops around it: the compiler would call it where it is
-// long. Then what a lambda captures is copied to the stack in pieces and read back whole, which waits
-// until the stores before it have left for memory.
-#define CUSTOM_OPS_INLINE __attribute__((always_inline))
+// On what is done to every vector, and on the loops around it: the compiler would call it where it
+// is long. Then what a lambda captures is copied to the stack in pieces and read back whole, which
+// waits until the stores before it have left for memory.
+#define INLINE __attribute__((always_inline))
 
 template <typename T>
 using Vec = at::vec::Vectorized<T>;
@@ -40,7 +40,7 @@ constexpr T INF = std::numeric_limits<T>::infinity();
 
 // Calls f(i, count) for every vector of 0 … n − 1; count is short only in the last.
 template <typename T, typename F>
-inline CUSTOM_OPS_INLINE void each_vector(int64_t n, F f) {
+inline INLINE void each_vector(int64_t n, F f) {
   constexpr int64_t width = Vec<T>::size();
   int64_t i = 0;
   for (; i + width <= n; i += width) f(i, width);
@@ -49,7 +49,7 @@ inline CUSTOM_OPS_INLINE void each_vector(int64_t n, F f) {
 
 // A vector of numbers that lie in memory as T.
 template <typename T>
-inline CUSTOM_OPS_INLINE Vec<acc_of<T>> load(const T* from, int64_t count) {
+inline INLINE Vec<acc_of<T>> load(const T* from, int64_t count) {
   if constexpr (is_half<T>) {
     Vec<float> x;
     if (count == Vec<float>::size()) {
@@ -66,7 +66,7 @@ inline CUSTOM_OPS_INLINE Vec<acc_of<T>> load(const T* from, int64_t count) {
 // to[i] = f(i, count) for every vector of 0 … n − 1, each rounded to T once. Where `to` is what f
 // reads, it is read before it is written.
 template <typename T, typename F>
-inline CUSTOM_OPS_INLINE void fill(T* to, int64_t n, F f) {
+inline INLINE void fill(T* to, int64_t n, F f) {
   if constexpr (is_half<T>) {
     constexpr int64_t width = Vec<float>::size();
     Vec<float> both[2];
@@ -81,7 +81,7 @@ inline CUSTOM_OPS_INLINE void fill(T* to, int64_t n, F f) {
     }
     at::vec::convert_from_float<T>(both[0], both[1]).store(to + i, n - i);
   } else {
-    each_vector<T>(n, [=](int64_t i, int64_t count) CUSTOM_OPS_INLINE {
+    each_vector<T>(n, [=](int64_t i, int64_t count) INLINE {
       f(i, count).store(to + i, count);
     });
   }
@@ -90,7 +90,7 @@ inline CUSTOM_OPS_INLINE void fill(T* to, int64_t n, F f) {
 // Joins term(i, count) over 0 … n − 1. Four independent sums hide the latency of an addition, and
 // round off less than one.
 template <typename T, typename Term, typename Join>
-inline CUSTOM_OPS_INLINE T reduce(int64_t n, T empty, Term term, Join join) {
+inline INLINE T reduce(int64_t n, T empty, Term term, Join join) {
   constexpr int64_t width = Vec<T>::size();
   Vec<T> a[4] = {Vec<T>(empty), Vec<T>(empty), Vec<T>(empty), Vec<T>(empty)};
   int64_t i = 0;
@@ -105,7 +105,7 @@ inline CUSTOM_OPS_INLINE T reduce(int64_t n, T empty, Term term, Join join) {
 }
 
 template <typename T, typename Term>
-inline CUSTOM_OPS_INLINE T sum(int64_t n, Term term) {
+inline INLINE T sum(int64_t n, Term term) {
   return reduce<T>(n, T(0), term, [](Vec<T> a, Vec<T> b) { return a + b; });
 }
 
@@ -124,13 +124,24 @@ inline Vec<T> larger(Vec<T> a, Vec<T> b) {
 
 // The largest of z(i, count) but for NaN, which may be passed over.
 template <typename T, typename Get>
-inline CUSTOM_OPS_INLINE T largest(int64_t n, Get z) {
+inline INLINE T largest(int64_t n, Get z) {
   return reduce<T>(n, -INF<T>, z, [](Vec<T> a, Vec<T> b) { return larger(a, b); });
 }
 
 // y ⊙ x with 0 · ±inf = 0.
 template <typename T>
-inline Vec<T> product(Vec<T> y, Vec<T> x) {
+inline INLINE Vec<T> product(Vec<T> y, Vec<T> x) {
+#ifdef CPU_CAPABILITY_AVX512
+  constexpr int infinite = 0x18;  // of either sign
+  if constexpr (std::is_same_v<T, float>) {
+    const __mmask16 zero = _mm512_cmp_ps_mask(y, _mm512_setzero_ps(), _CMP_EQ_OQ);
+    return _mm512_maskz_mul_ps(~_mm512_mask_fpclass_ps_mask(zero, x, infinite), y, x);
+  }
+  if constexpr (std::is_same_v<T, double>) {
+    const __mmask8 zero = _mm512_cmp_pd_mask(y, _mm512_setzero_pd(), _CMP_EQ_OQ);
+    return _mm512_maskz_mul_pd(~_mm512_mask_fpclass_pd_mask(zero, x, infinite), y, x);
+  }
+#endif
   const Vec<T> zero(0);
   const auto vanishes = (y == zero) & (x.abs() == Vec<T>(INF<T>));
   return Vec<T>::blendv(y * x, zero, vanishes);
@@ -163,8 +174,9 @@ inline void narrow(const float* from, half_t* to, int64_t n) {
   });
 }
 
-// Asks for what lies at `at` ahead of its use; it need not be memory of ours.
-inline void prefetch(const void* at) { __builtin_prefetch(at, 0, 2); }
+// Asks for what lies at `at` ahead of its use; it need not be memory of ours. Not inlined at once, it
+// is a call without effect to the compiler, which leaves it out.
+inline INLINE void prefetch(const void* at) { __builtin_prefetch(at, 0, 2); }
 
 // to[c][r] = from[r][c] for r < rows, c < columns; rows begin `from_step` and `to_step` apart.
 template <typename T>
