@@ -326,28 +326,14 @@ def _node_vjp(
     M: Tensor,
     L: Tensor,
     rows: float,
-    dim: int,
-    dtype: torch.dtype,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-    logit_scale: float,
-    softcap: float | None,
-    inplace: bool,
+    *options: Any,
 ) -> Tensor:
-    """The same for the C++ node: g is the upstream gradient of its result, a sum over `rows`."""
-    o = Options(
-        dim=dim,
-        dtype=dtype,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        z_loss=z_loss,
-        logit_scale=logit_scale,
-        softcap=softcap,
-        predict=False,
-        inplace=inplace,
-    )
-    g = (g.to(dtype) / rows).expand(L.shape)
+    """The same for the C++ node, whose options come as the fields of `Options`.
+
+    g is the upstream gradient of its result, a sum over `rows`.
+    """
+    o = Options(*options)
+    g = (g.to(o.dtype) / rows).expand(L.shape)
     return _input_vjp(input, target, weight, g, None, M, L, o)
 
 

@@ -205,7 +205,7 @@ struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
       const auto softcap = o.softcap ? std::optional<double>(o.softcap) : std::nullopt;
       dx = python_vjp("cross_entropy", input, target, weight, g, M, L, denominator, plan->dim,
                       plan->dtype, o.ignore_index, o.label_smoothing, o.z_loss, o.logit_scale,
-                      softcap, plan->inplace);
+                      softcap, false, plan->inplace);
     }
     return {dx, Tensor(), Tensor(), Tensor()};
   }
