@@ -271,8 +271,32 @@ def test_the_node_leaves_what_does_not_go_together_to_python():
         {"weight": torch.rand(5).requires_grad_()},
     ):
         assert native.library.cross_entropy(*(ARGUMENTS | together).values()) is None
-    with torch.autocast("cpu"):
-        assert native.library.cross_entropy(*ARGUMENTS.values()) is None
+    with torch.autocast("cpu"):  # the logits count as float32, and these are yet to be widened
+        half = {"input": X.bfloat16(), "target": torch.rand(3, 5).bfloat16()}
+        assert native.library.cross_entropy(*(ARGUMENTS | half).values()) is None
+        half = {"input": X.bfloat16(), "weight": torch.rand(5).bfloat16()}
+        assert native.library.cross_entropy(*(ARGUMENTS | half).values()) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("weight", [None, torch.rand(5) + 0.5])
+def test_the_node_sees_autocast_as_the_function_does(monkeypatch, dtype, weight):
+    leaf = X.to(dtype).requires_grad_()
+    weight = weight if weight is None or dtype != torch.float64 else weight.double()
+
+    def run() -> tuple[Tensor, Tensor, str]:
+        with torch.autocast("cpu"):
+            loss = cross_entropy(leaf, T, weight, label_smoothing=0.1)
+        return loss, *torch.autograd.grad(loss, leaf), loss.grad_fn.name()
+
+    *by_node, name = run()
+    assert "custom_ops::CrossEntropy" in name
+    through_the_function(monkeypatch)
+    *by_function, name = run()
+    assert "custom_ops::CrossEntropy" not in name
+    for a, b in zip(by_node, by_function, strict=True):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("op", [softmax, log_softmax])

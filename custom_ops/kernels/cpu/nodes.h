@@ -251,16 +251,19 @@ inline c10::intrusive_ptr<Plan> plan_of(const Tensor& x, const Tensor& target,
   if (!is("mean") && (!normalizer.is_none() || !(is("sum") || is("none")))) return {};
   plan->reduction = is("mean") ? Reduction::mean : is("sum") ? Reduction::sum : Reduction::none;
 
-  const auto type = x.scalar_type();
-  const auto is_float = [](c10::ScalarType t) {
-    return t == c10::kFloat || t == c10::kDouble || t == c10::kBFloat16 || t == c10::kHalf;
+  const auto is_half = [](c10::ScalarType t) { return t == c10::kBFloat16 || t == c10::kHalf; };
+  const auto is_float = [&](c10::ScalarType t) {
+    return t == c10::kFloat || t == c10::kDouble || is_half(t);
   };
+  // The type that the logits count as: autocast widens the half types.
+  const bool widened = is_half(x.scalar_type()) && at::autocast::is_autocast_enabled(c10::kCPU);
+  const auto type = widened ? c10::kFloat : x.scalar_type();
   if (!dtype.is_none() && !THPDtype_Check(dtype.ptr())) return {};
   plan->result_dtype =
       dtype.is_none() ? type : reinterpret_cast<THPDtype*>(dtype.ptr())->scalar_type;
   plan->dtype = plan->result_dtype == c10::kDouble ? c10::kDouble : c10::kFloat;
-  const bool readable = type == plan->dtype ||
-      (plan->dtype == c10::kFloat && (type == c10::kBFloat16 || type == c10::kHalf));
+  const bool readable = x.scalar_type() == plan->dtype ||
+      (plan->dtype == c10::kFloat && is_half(x.scalar_type()));
   if (!is_float(plan->result_dtype) || !readable || x.dim() == 0 || x.numel() == 0) return {};
 
   plan->dim = x.dim() > 1 ? 1 : 0;
@@ -291,7 +294,7 @@ inline py::object cross_entropy_node(py::handle input, py::handle target, py::ha
                                      py::handle normalizer, py::handle dtype,
                                      py::handle inplace) {
   if (!plain(input) || !plain(target) || !(weight.is_none() || plain(weight)) ||
-      !surroundings_plain() || at::autocast::is_autocast_enabled(c10::kCPU)) {
+      !surroundings_plain()) {
     return py::none();
   }
   const Tensor x = THPVariable_Unpack(input.ptr()), t = THPVariable_Unpack(target.ptr());
