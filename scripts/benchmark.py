@@ -41,9 +41,8 @@ def _on_the_cpu(parser: argparse.ArgumentParser, arguments: argparse.Namespace) 
     report: dict[str, Any] = {
         "environment": environment.describe(),
         "settings": {"quick": arguments.quick, "only": arguments.only, **chosen_plan.settings},
-        **_measure(chosen, plan.SECTIONS),
     }
-    result.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+    _measure(chosen, plan.SECTIONS, report, result)
     table.show(report)
     print(f"\n{result}")
     picture = arguments.out / PICTURE
@@ -54,7 +53,7 @@ def _on_the_cpu(parser: argparse.ArgumentParser, arguments: argparse.Namespace) 
 
 
 def _on_cuda(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    with tempfile.TemporaryDirectory() as fresh:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as fresh:
         # What an earlier run compiled would hide what a first call costs.
         os.environ |= {"TRITON_CACHE_DIR": fresh, "TORCHINDUCTOR_CACHE_DIR": fresh}
         import torch
@@ -74,9 +73,8 @@ def _on_cuda(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
                 "only": arguments.only,
                 **chosen_plan.settings,
             },
-            **_measure(chosen, device.SECTIONS),
         }
-        result.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+        _measure(chosen, device.SECTIONS, report, result)
         device_table.show(report)
         print(f"\n{result}")
 
@@ -141,12 +139,14 @@ def _threads(text: str) -> int:
     return int(text)
 
 
-def _measure(steps: Sequence[Step], sections: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    """Take the steps in their order; return what they found, by section."""
+def _measure(
+    steps: Sequence[Step], sections: Sequence[str], report: dict[str, Any], result: Path
+) -> None:
+    """Take the steps in their order; what they find goes into the report, and at once to disk."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    found: dict[str, list[dict[str, Any]]] = {section: [] for section in sections}
+    report |= {section: [] for section in sections}
     columns = (
         BarColumn(12),
         MofNCompleteColumn(),
@@ -159,9 +159,9 @@ def _measure(steps: Sequence[Step], sections: Sequence[str]) -> dict[str, list[d
         task = progress.add_task("", total=len(steps))
         for step in steps:
             progress.update(task, description=step.name)
-            found[step.section].append(step.measure())
+            report[step.section].append(step.measure())
+            result.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
             progress.advance(task)
-    return found
 
 
 if __name__ == "__main__":

@@ -100,7 +100,9 @@ def test_a_share_is_of_the_copys_bandwidth_on_the_bytes_that_must_move(bench, pl
         size = case.case.elements * case.case.dtype.itemsize
         assert row["bytes_a_second"]["copy"] == size  # a read and a write in two seconds
         want = 1.0 if case.direction == "forward" else 1.5
-        assert row["ratios"]["ours"]["share"] == want
+        if case.case.op == "cross_entropy":  # and twice four labels, M and L
+            want += 2 * 4 * (8 + 4 + 4) / (2 * size)
+        assert row["ratios"]["ours"]["share"] == pytest.approx(want)
         assert row["ratios"]["ours"]["over builtin"] == 1
         assert len(row["seconds"]["ours"]["samples"]) == 3
 
@@ -202,13 +204,13 @@ def test_the_devices_clock_runs_around_the_work_alone_and_after_a_flush(bench, m
     monkeypatch.setattr(torch.cuda, "_sleep", lambda _: said.append("sleep"), raising=False)
     monkeypatch.setattr(bench.device_timing, "FLUSH_BYTES", 8)
     clock = bench.device_timing.EventClock(CPU)
-    clock.flush.fill_(1)
+    clock.flush = types.SimpleNamespace(sum=lambda: said.append("flush"))
     contestant = bench.contestants.Contestant(
         lambda: said.append("prepare"), lambda _: said.append("work")
     )
     assert clock(contestant, 2) == pytest.approx(2 * 7e-3)
-    assert said == ["prepare", "sleep", "record", "work", "record", "synchronize"] * 2
-    assert (clock.flush == 0).all()
+    once = ["prepare", "flush", "sleep", "record", "work", "record", "synchronize"]
+    assert said == once * 2
 
 
 def test_a_whole_run_is_written_and_shown_in_eighty_columns(

@@ -32,10 +32,14 @@ class DeviceCase:
         """The bytes that must be read or written, whoever computes it.
 
         softmax reads z and writes p, its backward reads p and v and writes dz. Cross-entropy reads
-        z, and reads it again to write dz, which the backward cannot before it is called.
+        z, and reads it again to write dz, which the backward cannot before it is called; each time
+        with a label a row, and with M and L, that the one leaves to the other.
         """
         passes = 2 if self.direction == "forward" else 3
-        return passes * self.case.elements * self.case.dtype.itemsize
+        logits = passes * self.case.elements * self.case.dtype.itemsize
+        if self.case.op != "cross_entropy":
+            return logits
+        return logits + 2 * self.case.shape[0] * (8 + 2 * 4)
 
 
 def _softmax(op: Op, dtype: torch.dtype, direction: Direction, share: float) -> DeviceCase:
