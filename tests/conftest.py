@@ -25,6 +25,28 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session", autouse=triton.interpreted)
+def _rounded_bfloat16() -> Iterator[None]:
+    """Let Triton's interpreter round float32 to bfloat16 as a device does; it cuts off (3.7).
+
+    Its cast hands no rounding mode on, and the one it would take loses a carry into the exponent.
+    """
+    from triton.language import bfloat16, float32
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    plain = InterpreterBuilder.cast_impl
+
+    def cast(builder: object, x: TensorHandle, to: object) -> TensorHandle:
+        if (x.dtype.scalar, to.scalar) != (float32, bfloat16):
+            return plain(builder, x, to)
+        rounded = torch.from_numpy(x.data).to(torch.bfloat16)
+        return TensorHandle(rounded.view(torch.uint16).numpy(), to.scalar)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(InterpreterBuilder, "cast_impl", cast)
+        yield
+
+
 @pytest.fixture(scope="module", params=["eager", "cpp", "triton"])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Run a module's tests (`usefixtures`) on the eager kernels, the C++ and the Triton ones.
