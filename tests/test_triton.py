@@ -34,6 +34,8 @@ SHAPES = {
     "chunks": ((2, 20_000), 1),
     "classes in the middle": ((2, 7, 3, 5), 1),
     "classes in the middle, in chunks": ((2, 300, 5), 1),
+    "rows side by side": ((2, 7, 4, 6), 1),
+    "rows side by side, in chunks": ((2, 300, 16), 1),
     "classes first": ((7, 4), 0),
     "a vector": ((5,), 0),
     "no row": ((0, 4), 1),

@@ -93,4 +93,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.attr("has_bf16_products") = has_bf16_products();
   m.def("add_product", add_product, py::call_guard<py::gil_scoped_release>());
   m.def("set_vjp", [](const std::string& name, py::object vjp) { vjps()[name] = std::move(vjp); });
+  m.def("set_launcher", [](const std::string& device, int64_t most_rows, py::object forward,
+                             py::object backward) {
+    launchers()[c10::Device(device).type()] = {most_rows, std::move(forward), std::move(backward)};
+  });
 }

@@ -2,7 +2,8 @@
 // same bits, for a batch so small that Python's frames would be most of the time.
 //
 // `plain` and `plan_of` are where the choice is made. Where they say no, or where a backward is to
-// be differentiated or batched, the Python Functions answer.
+// be differentiated or batched, the Python Functions answer. The cross-entropy stands for another
+// device as well, if somebody is there to compute on it (`Launcher`).
 #pragma once
 
 #include <ATen/PythonTorchFunctionTLS.h>
@@ -33,6 +34,23 @@ inline std::map<std::string, py::object>& vjps() {
   return *kept;
 }
 
+// The Python functions that compute a cross-entropy and its gradient on another device, of so many
+// rows at most: with more, there is so much to do that Python's frames are no matter.
+struct Launcher {
+  int64_t most_rows;
+  py::object forward, backward;
+};
+
+inline std::map<c10::DeviceType, Launcher>& launchers() {
+  static auto* kept = new std::map<c10::DeviceType, Launcher>;
+  return *kept;
+}
+
+inline const Launcher* launcher_for(const Tensor& t) {
+  const auto found = launchers().find(t.device().type());
+  return found == launchers().end() ? nullptr : &found->second;
+}
+
 // Whether nothing but autograd's reverse mode looks at t.
 inline bool plain(const Tensor& t) {
   static const c10::DispatchKeySet others({
@@ -49,7 +67,7 @@ inline bool plain(const Tensor& t) {
       c10::DispatchKey::ZeroTensor,
       c10::DispatchKey::Tracer,
   });
-  return t.device().is_cpu() && t.layout() == c10::kStrided && !t.key_set().has_any(others) &&
+  return (t.device().is_cpu() || launcher_for(t)) && t.layout() == c10::kStrided && !t.key_set().has_any(others) &&
       !t._fw_grad(0).defined();
 }
 
@@ -113,6 +131,7 @@ template <bool log>
 py::object softmax_node(py::handle input, int64_t dim) {
   if (!plain(input) || !surroundings_plain()) return py::none();
   const Tensor x = THPVariable_Unpack(input.ptr());
+  if (!x.device().is_cpu()) return py::none();
   Tensor y;
   {
     py::gil_scoped_release no_gil;
@@ -122,6 +141,7 @@ py::object softmax_node(py::handle input, int64_t dim) {
 }
 
 enum class Reduction { none, sum, mean };
+constexpr const char* REDUCTIONS[] = {"none", "sum", "mean"};
 
 // A cross-entropy but for its tensors.
 struct Plan : torch::CustomClassHolder {
@@ -164,9 +184,27 @@ inline Tensor upstream(const Tensor& g, const Plan& plan, double denominator) {
   return all;
 }
 
+inline std::optional<double> softcap_of(const Options& o) {
+  return o.softcap ? std::optional<double>(o.softcap) : std::nullopt;
+}
+
 struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& target,
                         const std::optional<Tensor>& weight, const c10::intrusive_ptr<Plan>& plan) {
+    ctx->saved_data["plan"] = c10::IValue::make_capsule(plan);
+    if (const Launcher* there = launcher_for(input)) {
+      const Options& o = plan->o;
+      py::gil_scoped_acquire gil;
+      const auto [loss, M, L, divisor] =
+          there
+              ->forward(input, target, weight, plan->dim, plan->dtype, plan->result_dtype,
+                        REDUCTIONS[int(plan->reduction)], plan->normalizer, o.ignore_index,
+                        o.label_smoothing, o.z_loss, o.logit_scale, softcap_of(o))
+              .cast<std::tuple<Tensor, Tensor, Tensor, std::optional<Tensor>>>();
+      ctx->save_for_backward({input, target, weight.value_or(Tensor()), M, L,
+                              divisor.value_or(Tensor())});
+      return loss;
+    }
     auto [loss, M, L, _] =
         cross_entropy(input, target, weight, plan->dim, plan->dtype, false, plan->o);
     double denominator = 1;
@@ -181,8 +219,7 @@ struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
         });
       }
     }
-    ctx->save_for_backward({input, target, weight.value_or(Tensor()), M, L});
-    ctx->saved_data["plan"] = c10::IValue::make_capsule(plan);
+    ctx->save_for_backward({input, target, weight.value_or(Tensor()), M, L, Tensor()});
     ctx->saved_data["denominator"] = denominator;
     return loss.to(plan->result_dtype);
   }
@@ -190,22 +227,33 @@ struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
     const auto saved = ctx->get_saved_variables();
     const Tensor &g = gradients[0], &input = saved[0], &target = saved[1], &M = saved[3],
-                 &L = saved[4];
+                 &L = saved[4], &divisor = saved[5];
     std::optional<Tensor> weight;
     if (saved[2].defined()) weight = saved[2];
     const auto plan =
         c10::static_intrusive_pointer_cast<Plan>(ctx->saved_data["plan"].toCapsule());
-    const double denominator = ctx->saved_data["denominator"].toDouble();
+    const Launcher* there = launcher_for(input);
+    const double denominator = there ? 1 : ctx->saved_data["denominator"].toDouble();
+    const Options& o = plan->o;
     Tensor dx;
-    if (g.defined() && plain_backward(g)) {
-      dx = cross_entropy_vjp(input, target, weight, upstream(g, *plan, denominator), std::nullopt,
-                             M, L, plan->dim, plan->inplace, plan->o);
-    } else if (g.defined()) {
-      const Options& o = plan->o;
-      const auto softcap = o.softcap ? std::optional<double>(o.softcap) : std::nullopt;
-      dx = python_vjp("cross_entropy", input, target, weight, g, M, L, denominator, plan->dim,
+    if (!g.defined()) {
+    } else if (!plain_backward(g)) {
+      py::gil_scoped_acquire gil;
+      const py::object rows = divisor.defined() ? py::cast(divisor) : py::cast(denominator);
+      dx = python_vjp("cross_entropy", input, target, weight, g, M, L, rows, plan->dim,
                       plan->dtype, o.ignore_index, o.label_smoothing, o.z_loss, o.logit_scale,
-                      softcap, false, plan->inplace);
+                      softcap_of(o), false, plan->inplace);
+    } else if (there) {
+      py::gil_scoped_acquire gil;
+      dx = there
+               ->backward(input, target, weight, g, M, L,
+                          divisor.defined() ? std::optional<Tensor>(divisor) : std::nullopt,
+                          plan->dim, plan->inplace, o.ignore_index, o.label_smoothing, o.z_loss,
+                          o.logit_scale, softcap_of(o))
+               .cast<Tensor>();
+    } else {
+      dx = cross_entropy_vjp(input, target, weight, upstream(g, *plan, denominator), std::nullopt,
+                             M, L, plan->dim, plan->inplace, o);
     }
     return {dx, Tensor(), Tensor(), Tensor()};
   }
@@ -256,7 +304,7 @@ inline c10::intrusive_ptr<Plan> plan_of(const Tensor& x, const Tensor& target,
     return t == c10::kFloat || t == c10::kDouble || is_half(t);
   };
   // The type that the logits count as: autocast widens the half types.
-  const bool widened = is_half(x.scalar_type()) && at::autocast::is_autocast_enabled(c10::kCPU);
+  const bool widened = is_half(x.scalar_type()) && at::autocast::is_autocast_enabled(x.device().type());
   const auto type = widened ? c10::kFloat : x.scalar_type();
   if (!dtype.is_none() && !THPDtype_Check(dtype.ptr())) return {};
   plan->result_dtype =
@@ -301,6 +349,11 @@ inline py::object cross_entropy_node(py::handle input, py::handle target, py::ha
   std::optional<Tensor> w;
   if (!weight.is_none()) w = THPVariable_Unpack(weight.ptr());
   if (differentiable(t) || (w && differentiable(*w))) return py::none();
+  if (t.device() != x.device() || (w && w->device() != x.device())) return py::none();
+  const Launcher* there = launcher_for(x);
+  if (there && x.numel() > there->most_rows * (x.dim() > 1 ? x.size(1) : x.numel())) {
+    return py::none();
+  }
   const auto plan = plan_of(x, t, w, ignore_index, reduction, label_smoothing, z_loss, softcap,
                             logit_scale, normalizer, dtype, inplace);
   if (!plan) return py::none();

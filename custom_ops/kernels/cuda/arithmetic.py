@@ -2,14 +2,34 @@
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import libdevice
 
-__all__ = ["finite", "product", "scalar", "tanh"]
+__all__ = ["divided", "finite", "product", "scalar", "tanh", "vanishing_exp"]
+
+COMPILED: tl.constexpr = tl.constexpr(not triton.knobs.runtime.interpret)
 
 
 @triton.jit
 def scalar(x, ACC: tl.constexpr):
     """An option's number, handed over in float64, in the dtype of the computation."""
     return tl.full((), x, ACC)
+
+
+@triton.jit
+def vanishing_exp(x):
+    """eˣ, or 0 where that is no normal number: nothing beside a 1, and two instructions for five.
+
+    Not for probabilities that are handed out: their logarithm may be taken.
+    """
+    if COMPILED and x.dtype == tl.float32:
+        return libdevice.fast_expf(x)
+    return tl.exp(x)
+
+
+@triton.jit
+def divided(x, y):
+    """x/y as torch divides; Triton's own division in float32 is an approximation."""
+    return x / y if x.dtype == tl.float64 else tl.div_rn(x, y)
 
 
 @triton.jit

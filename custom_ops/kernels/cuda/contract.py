@@ -10,10 +10,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from custom_ops.kernels.cuda.launch import ACCUMULATORS, on_device
+from custom_ops.kernels.cuda.arithmetic import vanishing_exp
+from custom_ops.kernels.cuda.launch import ACCUMULATORS, launch, on_device, tile_of
 from custom_ops.kernels.cuda.layout import fresh_like, unview, view, view_like
-from custom_ops.kernels.cuda.rows import place, row_starts
-from custom_ops.kernels.cuda.tiles import power_of_two, tiles
+from custom_ops.kernels.cuda.rows import cells, dense, multiples, place
+from custom_ops.kernels.cuda.tiles import tiles
 from custom_ops.kernels.options import statistics_dtype
 
 __all__ = ["contract", "log_softmax_jvp", "log_softmax_vjp"]
@@ -26,7 +27,7 @@ def terms(p, v, MAP: tl.constexpr):
         return p * v
     if MAP == "log_softmax_vjp":
         return v
-    return tl.exp(p) * v
+    return vanishing_exp(p) * v
 
 
 @triton.jit
@@ -35,15 +36,17 @@ def mapped(p, v, total, MAP: tl.constexpr):
     if MAP == "contract":
         return p * (v - total)
     if MAP == "log_softmax_vjp":
-        return v - tl.exp(p) * total
+        return v - vanishing_exp(p) * total
     return v - total
 
 
 @triton.jit
-def read(x, starts, k, inside, inner, ACC: tl.constexpr):
-    """A tile, 0 in the padding: it adds nothing to the sum."""
-    at = starts[:, None] + (k.to(tl.int64) * inner)[None, :]
-    return tl.load(x + at, mask=inside, other=0.0).to(ACC)
+def read(p, v, r, k, rows, classes, inner, stride, ACC: tl.constexpr):
+    """The tiles, 0 in the padding, which adds nothing to the sum; the padding, and where v lies."""
+    inside = (r < rows)[:, None] & (k < classes)[None, :]
+    a = tl.load(p + cells(r, k, inner, stride), mask=inside, other=0.0).to(ACC)
+    at = cells(r, k, inner, dense(classes, inner))
+    return a, tl.load(v + at, mask=inside, other=0.0).to(ACC), inside, at
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -55,21 +58,18 @@ def map_whole(
     classes,
     inner,
     stride,
-    dense,
     MAP: tl.constexpr,
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    UNITS: tl.constexpr,
 ):
     """Rows that fit in a tile."""
+    rows, classes, inner, stride = multiples(rows, classes, inner, stride, UNITS)
     r, k, _ = place(rows, 1, ROWS, BLOCK)
-    inside = (r < rows)[:, None] & (k < classes)[None, :]
-    starts = row_starts(r, inner, dense)
-    a = read(p, row_starts(r, inner, stride), k, inside, inner, ACC)
-    b = read(v, starts, k, inside, inner, ACC)
+    a, b, inside, at = read(p, v, r, k, rows, classes, inner, stride, ACC)
     total = tl.sum(terms(a, b, MAP), 1)
-    to = starts[:, None] + (k.to(tl.int64) * inner)[None, :]
-    tl.store(out + to, mapped(a, b, total[:, None], MAP), mask=inside)
+    tl.store(out + at, mapped(a, b, total[:, None], MAP), mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows", "chunks"])
@@ -81,18 +81,17 @@ def map_partial(
     classes,
     inner,
     stride,
-    dense,
     chunks,
     MAP: tl.constexpr,
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    UNITS: tl.constexpr,
 ):
     """The sum of each chunk: partials[r, chunk]."""
+    rows, classes, inner, stride = multiples(rows, classes, inner, stride, UNITS)
     r, k, chunk = place(rows, chunks, ROWS, BLOCK)
-    inside = (r < rows)[:, None] & (k < classes)[None, :]
-    a = read(p, row_starts(r, inner, stride), k, inside, inner, ACC)
-    b = read(v, row_starts(r, inner, dense), k, inside, inner, ACC)
+    a, b, _, _ = read(p, v, r, k, rows, classes, inner, stride, ACC)
     total = tl.sum(terms(a, b, MAP), 1)
     tl.store(partials + r.to(tl.int64) * chunks + chunk, total, mask=r < rows)
 
@@ -107,26 +106,23 @@ def map_chunks(
     classes,
     inner,
     stride,
-    dense,
     chunks,
     MAP: tl.constexpr,
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    UNITS: tl.constexpr,
     CHUNKS: tl.constexpr,
 ):
     """The results of a chunk, from the sums of all chunks of its row."""
+    rows, classes, inner, stride = multiples(rows, classes, inner, stride, UNITS)
     r, k, _ = place(rows, chunks, ROWS, BLOCK)
     j = tl.arange(0, CHUNKS)
     known = (r < rows)[:, None] & (j < chunks)[None, :]
     at = (r.to(tl.int64) * chunks)[:, None] + j[None, :]
     total = tl.sum(tl.load(partials + at, mask=known, other=0.0), 1)
-    inside = (r < rows)[:, None] & (k < classes)[None, :]
-    starts = row_starts(r, inner, dense)
-    a = read(p, row_starts(r, inner, stride), k, inside, inner, ACC)
-    b = read(v, starts, k, inside, inner, ACC)
-    to = starts[:, None] + (k.to(tl.int64) * inner)[None, :]
-    tl.store(out + to, mapped(a, b, total[:, None], MAP), mask=inside)
+    a, b, inside, at = read(p, v, r, k, rows, classes, inner, stride, ACC)
+    tl.store(out + at, mapped(a, b, total[:, None], MAP), mask=inside)
 
 
 def _launch(p: Tensor, v: Tensor, dim: int, name: str) -> Tensor:
@@ -136,24 +132,16 @@ def _launch(p: Tensor, v: Tensor, dim: int, name: str) -> Tensor:
         return unview(out, dim)
     dtype = statistics_dtype(p.dtype)
     t = tiles(x.classes, x.inner, dtype, tensors=2)
-    shape = {"ACC": ACCUMULATORS[dtype], "ROWS": t.rows, "BLOCK": t.classes, "num_warps": t.warps}
-    grid = (t.programs(x.rows),)
+    kind = {"MAP": name, "ACC": ACCUMULATORS[dtype], **tile_of(x.sizes, t)}
+    programs, tensors = t.programs(x.rows), (x.tensor, u.tensor)
     with on_device(p):
         if t.chunks == 1:
-            map_whole[grid](x.tensor, u.tensor, out.tensor, *x.sizes, u.stride, name, **shape)
+            launch(map_whole, programs, (*tensors, out.tensor), x.sizes, kind)
         else:
             partials = torch.empty(x.rows, t.chunks, dtype=dtype, device=p.device)
-            sizes = (*x.sizes, u.stride, t.chunks, name)
-            map_partial[grid](x.tensor, u.tensor, partials, *sizes, **shape)
-            map_chunks[grid](
-                x.tensor,
-                u.tensor,
-                out.tensor,
-                partials,
-                *sizes,
-                CHUNKS=power_of_two(t.chunks),
-                **shape,
-            )
+            sizes = (*x.sizes, t.chunks)
+            launch(map_partial, programs, (*tensors, partials), sizes, kind)
+            launch(map_chunks, programs, (*tensors, out.tensor, partials), sizes, kind)
     return unview(out, dim)
 
 

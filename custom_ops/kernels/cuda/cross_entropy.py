@@ -15,15 +15,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from custom_ops.kernels.cuda.arithmetic import finite, product, scalar
+from custom_ops.kernels.cuda.arithmetic import finite, product, scalar, vanishing_exp
 from custom_ops.kernels.cuda.labels import read_labels, recorded
-from custom_ops.kernels.cuda.launch import on_device
+from custom_ops.kernels.cuda.launch import launch, on_device
 from custom_ops.kernels.cuda.logits import logits
 from custom_ops.kernels.cuda.problem import Problem
 from custom_ops.kernels.cuda.record import record_of
-from custom_ops.kernels.cuda.rows import place, row_starts
+from custom_ops.kernels.cuda.rows import cells, multiples, place, row_starts
 from custom_ops.kernels.cuda.targets import share
-from custom_ops.kernels.cuda.tiles import SMALL, ceil_div, power_of_two
+from custom_ops.kernels.cuda.tiles import SMALL, ceil_div
 from custom_ops.kernels.labels import checked_labels
 
 __all__ = ["cross_entropy"]
@@ -45,17 +45,21 @@ def tile_sums(
     SMOOTHING: tl.constexpr,
     LOGITS: tl.constexpr,
     ACC: tl.constexpr,
+    UNITS: tl.constexpr,
     PREDICT: tl.constexpr,
 ):
     """m, Σ exp(z − m), distance, mass and arg-max of each row's classes k; m is NaN if a z is."""
-    _, classes, inner, stride = shape
+    rows, classes, inner, stride = shape
     inside = wanted[:, None] & (k < classes)[None, :]
-    at = row_starts(r, inner, stride)[:, None] + (k.to(tl.int64) * inner)[None, :]
-    z = logits(tl.load(x + at, mask=inside, other=0.0).to(ACC), numbers, LOGITS, ACC)
-    z = tl.where(inside, z, float("-inf"))
+    at = cells(r, k, inner, stride)
+    # rows side by side are read at once, ignored ones among them
+    read = (r < rows)[:, None] & (k < classes)[None, :] if UNITS[1] > 1 else inside
+    z = logits(tl.load(x + at, mask=read, other=float("-inf")).to(ACC), numbers, LOGITS, ACC)
+    if LOGITS != "plain" or UNITS[1] > 1:
+        z = tl.where(inside, z, float("-inf"))
     m = tl.max(z, 1)
     shift = finite(m)[:, None]
-    s = tl.sum(tl.exp(z - shift), 1)
+    s = tl.sum(vanishing_exp(z - shift), 1)
     distance = tl.zeros_like(m)
     mass = tl.zeros_like(m)
     if SOFT or SMOOTHING != "none":
@@ -105,8 +109,8 @@ def write(
         bad = r < 0
     else:
         label, t, ignored, bad = read_labels(target, r, rows, classes, ignore_index)
-        record, taken, dims = report
-        recorded(record, taken, r, label, bad & real, classes, ignore_index, dims)
+        record, dims = report
+        recorded(record, r, label, bad & real, classes, ignore_index, dims)
         named = real & (ignored == 0)
         at = row_starts(r, inner, stride) + t * inner
         z_t = logits(tl.load(x + at, mask=named, other=0.0).to(ACC), numbers, LOGITS, ACC)
@@ -148,7 +152,6 @@ def cross_entropy_whole(
     log_sum,
     prediction,
     record,
-    taken,
     dims,
     rows,
     classes,
@@ -167,8 +170,10 @@ def cross_entropy_whole(
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    UNITS: tl.constexpr,
 ):
     """Rows that fit in a tile."""
+    rows, classes, inner, stride = multiples(rows, classes, inner, stride, UNITS)
     shape, numbers = (rows, classes, inner, stride), (rest, even, z_loss, scale, cap)
     r, k, _ = place(rows, 1, ROWS, BLOCK)
     M, S, distance, mass, best = tile_sums(
@@ -184,6 +189,7 @@ def cross_entropy_whole(
         SMOOTHING,
         LOGITS,
         ACC,
+        UNITS,
         prediction is not None,
     )
     write(
@@ -191,7 +197,7 @@ def cross_entropy_whole(
         target,
         weight,
         (loss, maximum, log_sum, prediction),
-        (record, taken, dims),
+        (record, dims),
         r,
         (M, S, distance, mass, best),
         shape,
@@ -230,8 +236,10 @@ def cross_entropy_partial(
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    UNITS: tl.constexpr,
 ):
     """The sums of each chunk: partials[0 … 3, r, chunk] and bests[r, chunk]."""
+    rows, classes, inner, stride = multiples(rows, classes, inner, stride, UNITS)
     r, k, chunk = place(rows, chunks, ROWS, BLOCK)
     m, s, distance, mass, best = tile_sums(
         x,
@@ -246,6 +254,7 @@ def cross_entropy_partial(
         SMOOTHING,
         LOGITS,
         ACC,
+        UNITS,
         bests is not None,
     )
     to = r.to(tl.int64) * chunks + chunk
@@ -269,10 +278,9 @@ def cross_entropy_combined(
     log_sum,
     prediction,
     record,
-    taken,
-    dims,
     partials,
     bests,
+    dims,
     rows,
     classes,
     inner,
@@ -301,7 +309,7 @@ def cross_entropy_combined(
     m = tl.load(partials + at, mask=known, other=float("-inf"))
     s = tl.load(partials + at + field, mask=known, other=0.0)
     M = tl.max(m, 1)
-    S = tl.sum(s * tl.exp(m - M[:, None]), 1)
+    S = tl.sum(s * vanishing_exp(m - M[:, None]), 1)
     distance = tl.zeros_like(M)
     mass = tl.zeros_like(M)
     if SOFT or SMOOTHING != "none":
@@ -320,7 +328,7 @@ def cross_entropy_combined(
         target,
         weight,
         (loss, maximum, log_sum, prediction),
-        (record, taken, dims),
+        (record, dims),
         r,
         (M, S, distance, mass, best),
         (rows, classes, inner, stride),
@@ -375,54 +383,26 @@ def cross_entropy(
         prediction.fill_(-1)
     if input.numel() == 0:
         return loss, M, L, prediction
-    results = (loss, M, L, prediction if predict else None)
-    to = (*results, *((None, None) if report is None else (report.host, report.taken)))
-    numbers = (*q.x.sizes, ignore_index, *q.numbers)
     t, rows = q.tiles, q.x.rows
+    given = (q.x.tensor, q.target, q.weight)
+    results = (loss, M, L, prediction if predict else None, None if report is None else report.host)
+    numbers = (*q.x.sizes, ignore_index, *q.numbers)
     with on_device(input):
         if t.chunks == 1:
-            cross_entropy_whole[(t.programs(rows),)](
-                q.x.tensor,
-                q.target,
-                q.weight,
-                *to,
-                target.dim(),
-                *numbers,
-                **q.kind,
-                ROWS=t.rows,
-                BLOCK=t.classes,
-                num_warps=t.warps,
-            )
+            tensors = (*given, *results)
+            launch(cross_entropy_whole, t.programs(rows), tensors, (target.dim(), *numbers), q.kind)
             return loss, M, L, prediction
+        numbers += (t.chunks,)
         partials = torch.empty(4, rows, t.chunks, dtype=dtype, device=input.device)
         bests = partials.new_empty(rows, t.chunks, dtype=torch.int32) if predict else None
-        cross_entropy_partial[(t.programs(rows),)](
-            q.x.tensor,
-            q.target,
-            q.weight,
-            partials,
-            bests,
-            *numbers,
-            t.chunks,
-            **q.kind,
-            ROWS=t.rows,
-            BLOCK=t.classes,
-            num_warps=t.warps,
-        )
-        chunks = power_of_two(t.chunks)
-        combined_rows = max(1, SMALL // chunks)
-        cross_entropy_combined[(ceil_div(rows, combined_rows),)](
-            q.x.tensor,
-            q.target,
-            q.weight,
-            *to,
-            target.dim(),
-            partials,
-            bests,
-            *numbers,
-            t.chunks,
-            **q.kind,
-            ROWS=combined_rows,
-            CHUNKS=chunks,
+        of_chunks = (partials, bests)
+        launch(cross_entropy_partial, t.programs(rows), (*given, *of_chunks), numbers, q.kind)
+        together = max(1, SMALL // q.kind["CHUNKS"])
+        launch(
+            cross_entropy_combined,
+            ceil_div(rows, together),
+            (*given, *results, *of_chunks),
+            (target.dim(), *numbers),
+            q.kind | {"ROWS": together, "num_warps": 4},
         )
     return loss, M, L, prediction

@@ -10,15 +10,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from custom_ops.kernels.cuda.arithmetic import scalar
+from custom_ops.kernels.cuda.arithmetic import divided, scalar, vanishing_exp
 from custom_ops.kernels.cuda.labels import read_labels
-from custom_ops.kernels.cuda.launch import on_device
+from custom_ops.kernels.cuda.launch import launch, on_device
 from custom_ops.kernels.cuda.layout import View, fresh_like, unview
 from custom_ops.kernels.cuda.logits import chained, logits
 from custom_ops.kernels.cuda.problem import Problem
-from custom_ops.kernels.cuda.rows import place, row_starts
+from custom_ops.kernels.cuda.rows import cells, multiples, place
 from custom_ops.kernels.cuda.targets import label_mass, share
-from custom_ops.kernels.cuda.tiles import power_of_two
 
 __all__ = ["cross_entropy_vjp", "cross_entropy_vjp_"]
 
@@ -42,10 +41,12 @@ def mass_partial(
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    UNITS: tl.constexpr,
 ):
     """Σ ỹ_k of each chunk, for probabilities: masses[r, chunk]."""
     r, k, chunk = place(rows, chunks, ROWS, BLOCK)
     inside = (r < rows)[:, None] & (k < classes)[None, :]
+    rows, classes, inner, stride = multiples(rows, classes, inner, stride, UNITS)
     shape, numbers = (rows, classes, inner, stride), (rest, even, z_loss, scale, cap)
     y = share(target, weight, r, k, inside, shape, numbers, True, SMOOTHING, ACC)
     tl.store(masses + r.to(tl.int64) * chunks + chunk, tl.sum(y, 1), mask=r < rows)
@@ -59,16 +60,17 @@ def gradient(
     mean_weight,
     masses,
     g,
-    g_step,
+    divisor,
     h,
     M,
     L,
     out,
-    out_stride,
     rows,
     classes,
     inner,
     stride,
+    out_stride,
+    g_step,
     ignore_index,
     rest: tl.float64,
     even: tl.float64,
@@ -83,9 +85,11 @@ def gradient(
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    UNITS: tl.constexpr,
     CHUNKS: tl.constexpr,
 ):
     """The gradient of a tile; `out` may be x."""
+    rows, classes, inner, stride = multiples(rows, classes, inner, stride, UNITS)
     shape, numbers = (rows, classes, inner, stride), (rest, even, z_loss, scale, cap)
     r, k, _ = place(rows, chunks, ROWS, BLOCK)
     real = r < rows
@@ -94,12 +98,17 @@ def gradient(
     if not SOFT:
         _, t, ignored, bad = read_labels(target, r, rows, classes, ignore_index)
         wanted = real & (ignored == 0)
-    at = (k.to(tl.int64) * inner)[None, :]
-    from_x = x + (row_starts(r, inner, stride)[:, None] + at)
-    z = tl.load(from_x, mask=inside & wanted[:, None], other=0.0).to(ACC)
+    at = x + cells(r, k, inner, stride)
+    if UNITS[1] > 1:  # rows side by side are read at once, ignored ones among them
+        z = tl.where(wanted[:, None], tl.load(at, mask=inside, other=0.0).to(ACC), 0.0)
+    else:
+        z = tl.load(at, mask=inside & wanted[:, None], other=0.0).to(ACC)
     z = logits(z, numbers, LOGITS, ACC)
 
-    G = tl.load(g + r * g_step, mask=wanted, other=0.0).to(ACC)
+    if divisor is None:
+        G = tl.load(g + r * g_step, mask=wanted, other=0.0).to(ACC)
+    else:  # of a mean: one number for all rows, infinite where none counts
+        G = tl.where(wanted, divided(tl.load(g).to(ACC), tl.load(divisor)), 0.0)
     max = tl.load(M + r, mask=wanted, other=0.0)
     log_sum = tl.load(L + r, mask=wanted, other=0.0)
     if SOFT:
@@ -120,64 +129,50 @@ def gradient(
     if h is not None:
         a += tl.load(h + r, mask=wanted, other=0.0).to(ACC)
 
-    d = a[:, None] * tl.exp((z - max[:, None]) - log_sum[:, None])
+    a = tl.where(wanted, a, 0.0)  # and so is d where z, g and h were not read
+    d = a[:, None] * vanishing_exp((z - max[:, None]) - log_sum[:, None])
     if SOFT:
         d -= G[:, None] * y
     else:
         if SMOOTHING != "none":
             e = share(target, weight, r, k, inside, shape, numbers, SOFT, SMOOTHING, ACC)
-            d -= (scalar(even, ACC) * G)[:, None] * e
-        d -= tl.where(k[None, :] == t[:, None], named[:, None], 0.0)
-    d = tl.where(wanted[:, None], chained(d, z, numbers, LOGITS, ACC), 0.0)
+            d -= tl.where(wanted[:, None], (scalar(even, ACC) * G)[:, None] * e, 0.0)
+        d -= tl.where(k[None, :] == t.to(tl.int32)[:, None], named[:, None], 0.0)
+    d = chained(d, z, numbers, LOGITS, ACC)
     if M.dtype.element_ty == tl.float64 and out.dtype.element_ty.primitive_bitwidth == 16:
         d = d.to(tl.float32)  # Triton has no step from float64 to bfloat16
-    tl.store(out + (row_starts(r, inner, out_stride)[:, None] + at), d, mask=inside)
+    UNIT: tl.constexpr = UNITS[0] * UNITS[1]
+    tl.store(out + cells(r, k, inner, out_stride // UNIT * UNIT), d, mask=inside)
 
 
-def _launch(q: Problem, g: Tensor, h: Tensor | None, M: Tensor, L: Tensor, out: View) -> None:
+def _launch(
+    q: Problem,
+    g: Tensor,
+    divisor: Tensor | None,
+    h: Tensor | None,
+    M: Tensor,
+    L: Tensor,
+    out: View,
+) -> None:
     if q.x.tensor.numel() == 0:
         return
-    t, kind = q.tiles, q.kind
-    soft = kind["SOFT"]
-    # an expanded scalar, as sum and mean send it, is read as what it is
-    one = g.numel() > 1 and not any(g.stride())
-    shape = {"ROWS": t.rows, "BLOCK": t.classes, "num_warps": t.warps}
-    grid, masses = (t.programs(q.x.rows),), None
+    t, masses = q.tiles, None
+    # one number for all rows, as sum and mean send it, is read as what it is
+    one = not any(g.stride())
     with on_device(q.x.tensor):
-        if soft and t.chunks > 1:
+        if q.kind["SOFT"] and t.chunks > 1:
             masses = M.new_empty(q.x.rows, t.chunks)
-            mass_partial[grid](
-                q.target,
-                q.weight,
-                masses,
-                *q.x.sizes,
-                *q.numbers,
-                t.chunks,
-                kind["SMOOTHING"],
-                kind["ACC"],
-                **shape,
-            )
-        gradient[grid](
-            q.x.tensor,
-            q.target,
-            q.weight,
-            q.mean_weight(),
-            masses,
-            g if one else g.contiguous(),
-            0 if one else 1,
-            None if h is None else h.contiguous(),
-            M.contiguous(),
-            L.contiguous(),
-            out.tensor,
-            out.stride,
-            *q.x.sizes,
-            q.ignore_index,
-            *q.numbers,
-            t.chunks,
-            **kind,
-            **shape,
-            CHUNKS=power_of_two(t.chunks),
+            sizes = (*q.x.sizes, *q.numbers, t.chunks)
+            targets = (q.target, q.weight, masses)
+            launch(mass_partial, t.programs(q.x.rows), targets, sizes, q.kind)
+        tensors = (
+            *(q.x.tensor, q.target, q.weight, q.mean_weight(), masses),
+            *(g if one else g.contiguous(), divisor, None if h is None else h.contiguous()),
+            *(M.contiguous(), L.contiguous(), out.tensor),
         )
+        steps = (out.stride, 0 if one else 1)
+        numbers = (*q.x.sizes, *steps, q.ignore_index, *q.numbers, t.chunks)
+        launch(gradient, t.programs(q.x.rows), tensors, numbers, q.kind)
 
 
 def cross_entropy_vjp(
@@ -194,12 +189,13 @@ def cross_entropy_vjp(
     z_loss: float,
     logit_scale: float,
     softcap: float | None,
+    divisor: Tensor | None = None,
 ) -> Tensor:
-    """Return z'(x) ⊙ (a·p − g·ỹ), 0 in an ignored row."""
+    """Return z'(x) ⊙ (a·p − g·ỹ), 0 in an ignored row; g is divided by the divisor, if any."""
     numbers = (ignore_index, label_smoothing, z_loss, logit_scale, softcap)
     q = Problem.of(input, target, weight, dim, M.dtype, *numbers)
     out = fresh_like(q.x)
-    _launch(q, g, h, M, L, out)
+    _launch(q, g, divisor, h, M, L, out)
     return unview(out, dim)
 
 
@@ -217,13 +213,14 @@ def cross_entropy_vjp_(
     z_loss: float,
     logit_scale: float,
     softcap: float | None,
+    divisor: Tensor | None = None,
 ) -> None:
     """Write the same over the input."""
     numbers = (ignore_index, label_smoothing, z_loss, logit_scale, softcap)
     q = Problem.of(input, target, weight, dim, M.dtype, *numbers)
     if q.x.tensor.untyped_storage().data_ptr() == input.untyped_storage().data_ptr():
-        _launch(q, g, h, M, L, q.x)
+        _launch(q, g, divisor, h, M, L, q.x)
     else:  # in no layout that the kernels write
         out = fresh_like(q.x)
-        _launch(q, g, h, M, L, out)
+        _launch(q, g, divisor, h, M, L, out)
         input.copy_(unview(out, dim))

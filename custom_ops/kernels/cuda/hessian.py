@@ -12,13 +12,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from custom_ops.kernels.cuda.arithmetic import product, scalar
+from custom_ops.kernels.cuda.arithmetic import product, scalar, vanishing_exp
 from custom_ops.kernels.cuda.labels import read_labels
-from custom_ops.kernels.cuda.launch import on_device
+from custom_ops.kernels.cuda.launch import launch, on_device, tile_of
 from custom_ops.kernels.cuda.problem import Problem
-from custom_ops.kernels.cuda.rows import place, row_starts
+from custom_ops.kernels.cuda.rows import cells, multiples, place
 from custom_ops.kernels.cuda.targets import label_mass, share
-from custom_ops.kernels.cuda.tiles import power_of_two, tiles
+from custom_ops.kernels.cuda.tiles import tiles
 
 __all__ = ["cross_entropy_hvp_"]
 
@@ -62,11 +62,11 @@ def read(
         if SMOOTHING != "none":
             e = share(target, weight, r, k, inside, shape, numbers, SOFT, SMOOTHING, ACC)
             y += scalar(even, ACC) * e
-    at = row_starts(r, inner, stride)[:, None] + k[None, :]
+    at = cells(r, k, inner, stride)
     max = tl.load(M + r, mask=wanted, other=0.0)
     log_sum = tl.load(L + r, mask=wanted, other=0.0)
     x = tl.load(z + at, mask=inside, other=0.0).to(ACC)
-    p = tl.where(inside, tl.exp((x - max[:, None]) - log_sum[:, None]), 0.0)
+    p = tl.where(inside, vanishing_exp((x - max[:, None]) - log_sum[:, None]), 0.0)
     v = tl.load(u + at, mask=inside, other=0.0).to(ACC)
     return p, v, y, max + log_sum, m, wanted
 
@@ -105,7 +105,7 @@ def write(
         change += (2.0 * scalar(z_loss, ACC) * G * p_u)[:, None]
     real = r < rows
     inside = real[:, None] & (k < classes)[None, :]
-    at = row_starts(r, inner, stride)[:, None] + k[None, :]
+    at = cells(r, k, inner, stride)
     dz = a[:, None] * p - G[:, None] * y
     tl.store(z + at, tl.where(wanted[:, None], dz, 0.0), mask=inside)
     tl.store(u + at, tl.where(wanted[:, None], p * change, 0.0), mask=inside)
@@ -142,8 +142,10 @@ def hessian_whole(
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    UNITS: tl.constexpr,
 ):
     """Rows that fit in a tile."""
+    rows, classes, inner, stride = multiples(rows, classes, inner, stride, UNITS)
     shape, numbers = (rows, classes, inner, stride), (rest, even, z_loss, scale, cap)
     r, k, _ = place(rows, 1, ROWS, BLOCK)
     p, v, y, lse, m, wanted = read(
@@ -195,8 +197,10 @@ def hessian_partial(
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    UNITS: tl.constexpr,
 ):
     """⟨p, u⟩, ⟨ỹ, u⟩ and, for probabilities, Σ ỹ of each chunk: partials[0 … 2, r, chunk]."""
+    rows, classes, inner, stride = multiples(rows, classes, inner, stride, UNITS)
     shape, numbers = (rows, classes, inner, stride), (rest, even, z_loss, scale, cap)
     r, k, chunk = place(rows, chunks, ROWS, BLOCK)
     p, v, y, _, m, _ = read(
@@ -256,9 +260,11 @@ def hessian_chunks(
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    UNITS: tl.constexpr,
     CHUNKS: tl.constexpr,
 ):
     """The results of a chunk, from the sums of all chunks of its row."""
+    rows, classes, inner, stride = multiples(rows, classes, inner, stride, UNITS)
     shape, numbers = (rows, classes, inner, stride), (rest, even, z_loss, scale, cap)
     r, k, chunk = place(rows, chunks, ROWS, BLOCK)
     p, v, y, lse, m, wanted = read(
@@ -312,27 +318,18 @@ def cross_entropy_hvp_(
         return d_g.zero_(), d_h.zero_()
     numbers = (ignore_index, label_smoothing, z_loss, 1.0, None)
     q = Problem.of(z, target, weight, 1, M.dtype, *numbers)
-    kind = {name: q.kind[name] for name in ("SOFT", "SMOOTHING", "ACC")}
     t = tiles(q.x.classes, 1, M.dtype, tensors=3)
-    shape = {"ROWS": t.rows, "BLOCK": t.classes, "num_warps": t.warps}
-    grid, rows = (t.programs(q.x.rows),), (M.contiguous(), L.contiguous())
+    kind, programs = q.kind | tile_of(q.x.sizes, t), t.programs(q.x.rows)
     given = (z, u, q.target, q.weight, q.mean_weight())
     upstream = (g.contiguous(), None if h is None else h.contiguous())
-    results = (d_g, d_h)
+    rows, results = (M.contiguous(), L.contiguous()), (d_g, d_h)
     sizes = (*q.x.sizes, ignore_index, *q.numbers)
     with on_device(z):
         if t.chunks == 1:
-            hessian_whole[grid](
-                *given, *upstream, *rows, *results, *sizes, **kind, Z_LOSS=bool(z_loss), **shape
-            )
+            launch(hessian_whole, programs, (*given, *upstream, *rows, *results), sizes, kind)
             return results
-        partials = M.new_empty(3, q.x.rows, t.chunks)
-        hessian_partial[grid](*given, *rows, partials, *sizes, t.chunks, **kind, **shape)
-        hessian_chunks[grid](
-            *(*given, *upstream, *rows, *results, partials, *sizes, t.chunks),
-            **kind,
-            Z_LOSS=bool(z_loss),
-            **shape,
-            CHUNKS=power_of_two(t.chunks),
-        )
+        partials, sizes = M.new_empty(3, q.x.rows, t.chunks), (*sizes, t.chunks)
+        launch(hessian_partial, programs, (*given, *rows, partials), sizes, kind)
+        tensors = (*given, *upstream, *rows, *results, partials)
+        launch(hessian_chunks, programs, tensors, sizes, kind)
     return results

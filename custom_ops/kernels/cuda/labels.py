@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from custom_ops.kernels.cuda.launch import on_device
+from custom_ops.kernels.cuda.launch import launch, on_device
 from custom_ops.kernels.cuda.record import (
     CLASSES,
     DIMS,
@@ -16,6 +16,7 @@ from custom_ops.kernels.cuda.record import (
     LABEL,
     POSITION,
     READY,
+    TAKEN,
     record_of,
 )
 from custom_ops.kernels.cuda.tiles import ceil_div
@@ -31,6 +32,7 @@ _LABEL: tl.constexpr = tl.constexpr(LABEL)
 _CLASSES: tl.constexpr = tl.constexpr(CLASSES)
 _IGNORE_INDEX: tl.constexpr = tl.constexpr(IGNORE_INDEX)
 _DIMS: tl.constexpr = tl.constexpr(DIMS)
+_TAKEN: tl.constexpr = tl.constexpr(TAKEN)
 
 
 @triton.jit
@@ -43,13 +45,13 @@ def read_labels(target, r, rows, classes, ignore_index):
 
 
 @triton.jit
-def recorded(record, taken, r, label, bad, classes, ignore_index, dims):
+def recorded(record, r, label, bad, classes, ignore_index, dims):
     """Leave the first bad label of this tile in the record, unless another program has."""
     r = r.to(tl.int64)
     position = tl.min(tl.where(bad, r, NOWHERE), 0)
     # one `if` with `and` would take the record in any case: both sides are evaluated
     if position < NOWHERE:  # noqa: SIM102
-        if tl.atomic_xchg(taken, 1) == 0:
+        if tl.atomic_xchg(record + _TAKEN, tl.full((), 1, tl.int64), scope="sys") == 0:
             tl.store(record + _POSITION, position)
             tl.store(record + _LABEL, tl.sum(tl.where(r == position, label, 0), 0))
             tl.store(record + _CLASSES, tl.cast(classes, tl.int64))
@@ -60,11 +62,11 @@ def recorded(record, taken, r, label, bad, classes, ignore_index, dims):
 
 
 @triton.jit(do_not_specialize=["rows", "classes", "ignore_index", "dims"])
-def labels_reported(target, record, taken, dims, rows, classes, ignore_index, BLOCK: tl.constexpr):
+def labels_reported(target, record, dims, rows, classes, ignore_index, BLOCK: tl.constexpr):
     """Leave the first bad label in the record, whatever is computed from the labels later."""
-    r = tl.program_id(0).to(rows.dtype) * BLOCK + tl.arange(0, BLOCK)
+    r = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     label, _, _, bad = read_labels(target, r, rows, classes, ignore_index)
-    recorded(record, taken, r, label, bad & (r < rows), classes, ignore_index, dims)
+    recorded(record, r, label, bad & (r < rows), classes, ignore_index, dims)
 
 
 def report(target: Tensor, classes: int, ignore_index: int) -> None:
@@ -74,8 +76,12 @@ def report(target: Tensor, classes: int, ignore_index: int) -> None:
     if target.numel() == 0:
         return
     rows = target.numel()
-    to = (record.host, record.taken, target.dim())
+    tensors, sizes = (target.contiguous(), record.host), (target.dim(), rows, classes, ignore_index)
     with on_device(target):
-        labels_reported[(ceil_div(rows, LABELS),)](
-            target.contiguous(), *to, rows, classes, ignore_index, BLOCK=LABELS
+        launch(
+            labels_reported,
+            ceil_div(rows, LABELS),
+            tensors,
+            sizes,
+            {"BLOCK": LABELS, "num_warps": 4},
         )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from math import gcd, prod
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-__all__ = ["View", "fresh_like", "unview", "view", "view_like"]
+__all__ = ["View", "fresh_like", "units", "unview", "view", "view_like"]
 
 
 class View(NamedTuple):
@@ -30,17 +33,22 @@ class View(NamedTuple):
         return self.rows, self.classes, self.inner, self.stride
 
 
+def units(rows: int, classes: int, inner: int, stride: int) -> tuple[int, int, bool]:
+    """Return of what the classes and the rows that lie side by side are multiples.
+
+    Powers of 2 to 16. Third, whether the number of a row, or of one that is not there in the last
+    tile, needs 64 bits; a tile has 2048 rows at most (`tiles.SMALL`).
+    """
+    wide = rows > 2**31 - 2048
+    if inner == 1:
+        return gcd(16, classes, stride), 1, wide
+    return 1, gcd(16, inner), wide
+
+
 def view(x: Tensor, dim: int) -> View:
     """Return x as it lies in memory, if that is one of the layouts, else a contiguous copy."""
     dim %= max(x.dim(), 1)
-    outer, classes, inner = 1, 1, 1
-    for d, size in enumerate(x.shape):
-        if d < dim:
-            outer *= size
-        elif d == dim:
-            classes = size
-        else:
-            inner *= size
+    outer, classes, inner = _around(x.shape, dim)
     if x.is_contiguous():
         return View(x, outer, classes, inner, classes * inner, False)
     if x.dim() == 2 and dim == 1 and x.stride(1) == 1:
@@ -49,6 +57,12 @@ def view(x: Tensor, dim: int) -> View:
     if last.is_contiguous():
         return View(last, outer * inner, classes, 1, classes, True)
     return View(x.contiguous(), outer, classes, inner, classes * inner, False)
+
+
+@lru_cache
+def _around(shape: torch.Size, dim: int) -> tuple[int, int, int]:
+    """How many numbers there are before, along and after the dimension."""
+    return prod(shape[:dim]), shape[dim] if shape else 1, prod(shape[dim + 1 :])
 
 
 def view_like(x: View, y: Tensor, dim: int) -> View:

@@ -8,18 +8,24 @@ from custom_ops.kernels.cuda.cross_entropy import cross_entropy
 from custom_ops.kernels.cuda.gradient import cross_entropy_vjp, cross_entropy_vjp_
 from custom_ops.kernels.cuda.hessian import cross_entropy_hvp_
 from custom_ops.kernels.cuda.labels import report
+from custom_ops.kernels.cuda.node import backward, forward
+from custom_ops.kernels.cuda.reduction import FEW, total
 from custom_ops.kernels.cuda.softmax import softmax
 
 __all__ = [
+    "FEW",
+    "backward",
     "contract",
     "cross_entropy",
     "cross_entropy_hvp_",
     "cross_entropy_vjp",
     "cross_entropy_vjp_",
+    "forward",
     "log_softmax_jvp",
     "log_softmax_vjp",
     "report",
     "softmax",
+    "total",
 ]
 
 _NUMBERS = (

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from custom_ops.kernels.cuda.launch import ACCUMULATORS
+from custom_ops.kernels.cuda.launch import ACCUMULATORS, tile_of
 from custom_ops.kernels.cuda.layout import View, view, view_like
 from custom_ops.kernels.cuda.tiles import Tiles, tiles
 
@@ -22,7 +23,7 @@ class Problem(NamedTuple):
     weight: Tensor | None
     ignore_index: int
     numbers: tuple[float, ...]  #: 1 − ε, ε/C, λ, α (α/s under a cap), s
-    kind: dict[str, Any]  #: what a kernel is compiled for
+    kind: dict[str, Any]  #: what a kernel is compiled for; not to be changed
     tiles: Tiles
 
     @staticmethod
@@ -41,24 +42,16 @@ class Problem(NamedTuple):
         """Read the arguments of the operators; `dtype` is that of the computation."""
         x = view(input, dim)
         soft = target.is_floating_point()
-        scale, cap = (logit_scale, 0.0) if softcap is None else (logit_scale / softcap, softcap)
-        even = label_smoothing / max(x.classes, 1)
-        logits = "capped" if softcap is not None else "plain" if logit_scale == 1 else "scaled"
-        smoothing = "none" if not label_smoothing else "some" if label_smoothing < 1 else "all"
+        options = (label_smoothing, z_loss, logit_scale, softcap)
+        numbers, kind, t = _compiled_for(x.sizes, soft, dtype, *options)
         return Problem(
             x,
             view_like(x, target, dim).tensor if soft else target.contiguous(),
             None if weight is None else weight.contiguous(),
             ignore_index,
-            (1 - label_smoothing, even, z_loss, scale, cap),
-            {
-                "SOFT": soft,
-                "SMOOTHING": smoothing,
-                "LOGITS": logits,
-                "Z_LOSS": bool(z_loss),
-                "ACC": ACCUMULATORS[dtype],
-            },
-            tiles(x.classes, x.inner, dtype, tensors=2),
+            numbers,
+            kind,
+            t,
         )
 
     def mean_weight(self) -> Tensor | None:
@@ -66,3 +59,31 @@ class Problem(NamedTuple):
         if self.weight is None or self.kind["SOFT"] or self.kind["SMOOTHING"] == "none":
             return None
         return self.weight.mean()
+
+
+@lru_cache(maxsize=256)
+def _compiled_for(
+    sizes: tuple[int, int, int, int],
+    soft: bool,
+    dtype: torch.dtype,
+    label_smoothing: float,
+    z_loss: float,
+    logit_scale: float,
+    softcap: float | None,
+) -> tuple[tuple[float, ...], dict[str, Any], Tiles]:
+    """The numbers, what a kernel is compiled for, and its tiles; `sizes` are the view's."""
+    _, classes, inner, _ = sizes
+    scale, cap = (logit_scale, 0.0) if softcap is None else (logit_scale / softcap, softcap)
+    even = label_smoothing / max(classes, 1)
+    logits = "capped" if softcap is not None else "plain" if logit_scale == 1 else "scaled"
+    smoothing = "none" if not label_smoothing else "some" if label_smoothing < 1 else "all"
+    t = tiles(classes, inner, dtype, tensors=2)
+    kind = {
+        "SOFT": soft,
+        "SMOOTHING": smoothing,
+        "LOGITS": logits,
+        "Z_LOSS": bool(z_loss),
+        "ACC": ACCUMULATORS[dtype],
+        **tile_of(sizes, t),
+    }
+    return (1 - label_smoothing, even, z_loss, scale, cap), kind, t

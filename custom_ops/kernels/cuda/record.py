@@ -19,32 +19,33 @@ __all__ = [
     "LABEL",
     "POSITION",
     "READY",
+    "TAKEN",
     "Record",
     "record_of",
 ]
 
-READY, POSITION, LABEL, CLASSES, IGNORE_INDEX, DIMS = range(6)
+READY, POSITION, LABEL, CLASSES, IGNORE_INDEX, DIMS, TAKEN = range(7)
 
 
 class Record:
-    """What the kernels on one device say about the first bad label that they met."""
+    """What the kernels on one device say about the first bad label that they met.
+
+    TAKEN is set by the program that writes the record, so that only one does. It lies with the rest
+    in the host's memory: device memory might be allocated while a graph is captured, and be its.
+    """
 
     def __init__(self, device: torch.device) -> None:
-        self.host = torch.zeros(6, dtype=torch.int64, pin_memory=device.type == "cuda")
-        #: set on the device by the program that writes the record, so that only one does
-        self.taken = torch.zeros(1, dtype=torch.int32, device=device)
+        self.host = torch.zeros(7, dtype=torch.int64, pin_memory=device.type == "cuda")
         # a tensor's item would cost a microsecond at every call
-        self._fields = (ctypes.c_int64 * 6).from_address(self.host.data_ptr())
+        self._fields = (ctypes.c_int64 * 7).from_address(self.host.data_ptr())
 
     def check(self) -> None:
         """Raise IndexError if an earlier call has met a bad label and the device has said so."""
         if not self._fields[READY]:
             return
-        if self.host.is_pinned() and torch.cuda.is_current_stream_capturing():
-            return  # the record's renewal must not become part of the graph
-        message = _sentence(*self._fields[POSITION:])
+        message = _sentence(*self._fields[POSITION:TAKEN])
         self._fields[READY] = 0
-        self.taken.zero_()
+        self._fields[TAKEN] = 0  # from here on another program may write
         raise IndexError(message)
 
 
@@ -62,6 +63,5 @@ _records: dict[torch.device, Record] = {}
 def record_of(target: Tensor) -> Record:
     """Return the record of the target's device."""
     record = _records.get(target.device)
-    if record is None:
-        record = _records[target.device] = Record(target.device)
-    return record
+    # of two threads that come first at once, both take the same
+    return record or _records.setdefault(target.device, Record(target.device))

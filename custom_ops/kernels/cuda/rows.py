@@ -3,7 +3,22 @@
 import triton
 import triton.language as tl
 
-__all__ = ["place", "row_starts"]
+__all__ = ["cells", "dense", "multiples", "place", "row_starts"]
+
+
+@triton.jit
+def multiples(rows, classes, inner, stride, UNITS: tl.constexpr):
+    """The sizes, said to be multiples of what they are multiples of (`View.units`).
+
+    So Triton knows that numbers side by side can be read at once. `rows` is of 64 bits where the
+    number of a row needs them.
+    """
+    UNIT: tl.constexpr = UNITS[0] * UNITS[1]
+    if UNITS[2]:
+        rows = tl.cast(rows, tl.int64)
+    rows = rows // UNITS[1] * UNITS[1]
+    classes = classes // UNITS[0] * UNITS[0]
+    return rows, classes, inner // UNITS[1] * UNITS[1], stride // UNIT * UNIT
 
 
 @triton.jit
@@ -11,7 +26,6 @@ def place(rows, chunks, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """The rows and the classes of this program's tile, and its chunk; the last may overhang."""
     program = tl.program_id(0)
     chunk = program % chunks
-    # in the type of `rows`, which is of 64 bits where their number needs it
     r = (program // chunks).to(rows.dtype) * ROWS + tl.arange(0, ROWS)
     return r, chunk * BLOCK + tl.arange(0, BLOCK), chunk
 
@@ -20,3 +34,15 @@ def place(rows, chunks, ROWS: tl.constexpr, BLOCK: tl.constexpr):
 def row_starts(r, inner, stride):
     """Where row r = o·inner + i begins: o·stride + i. Its class k lies k·inner further."""
     return (r // inner).to(tl.int64) * stride + r % inner
+
+
+@triton.jit
+def cells(r, k, inner, stride):
+    """Where the classes k of the rows r lie."""
+    return row_starts(r, inner, stride)[:, None] + (k.to(tl.int64) * inner)[None, :]
+
+
+@triton.jit
+def dense(classes, inner):
+    """The stride of memory without gaps."""
+    return tl.cast(classes, tl.int64) * inner

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from custom_ops.kernels.cuda.arithmetic import scalar
-from custom_ops.kernels.cuda.rows import row_starts
+from custom_ops.kernels.cuda.rows import cells, dense
 
 __all__ = ["label_mass", "share"]
 
@@ -31,8 +31,7 @@ def share(
     rest, even, _, _, _ = numbers
     y = tl.where(inside, tl.full((), 1.0, ACC), 0.0)
     if SOFT:
-        starts = row_starts(r, inner, tl.cast(classes, tl.int64) * inner)
-        at = starts[:, None] + (k.to(tl.int64) * inner)[None, :]
+        at = cells(r, k, inner, dense(classes, inner))
         y = tl.load(target + at, mask=inside, other=0.0).to(ACC)
         if SMOOTHING != "none":
             y = tl.where(inside, y * scalar(rest, ACC) + scalar(even, ACC), 0.0)

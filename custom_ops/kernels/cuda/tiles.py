@@ -22,6 +22,8 @@ SMALL = 2048  # short rows share a tile of this size
 SLICE = 32  # rows side by side in memory: a line of the cache in float32
 MAX_SLICE = 128
 PER_WARP = 1024  # 32 numbers a thread: enough loads in flight, and no register spilled
+SHORT = 128  # a row that one warp has to itself, with no other to wait for: the tile goes to
+SHARERS = 4  # as many at least, and a small batch is done sooner
 
 
 class Tiles(NamedTuple):
@@ -55,7 +57,8 @@ def tiles(classes: int, inner: int, dtype: torch.dtype, tensors: int) -> Tiles:
         rows, block = min(chunk // whole, MAX_SLICE), whole
     else:
         rows, block = SLICE, chunk // SLICE
-    warps = min(max(rows * block * narrow // PER_WARP, 4), 32)
+    least = SHARERS if whole <= SHORT else 1
+    warps = min(max(rows * block * narrow // PER_WARP, least), 32)
     return Tiles(rows, block, ceil_div(classes, block), warps)
 
 
