@@ -7,8 +7,8 @@ SANITIZED := build/sanitized
 
 # The tests of the ops on the Triton kernels, which need no device in Triton's interpreter.
 TRITON := TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto -k
-TRITON_SUBSET := tests/test_triton.py tests/test_softmax.py tests/test_cross_entropy.py \
-  tests/test_inplace.py tests/test_peer_faults.py
+TRITON_SUBSET := tests/test_triton.py tests/test_triton_node.py tests/test_softmax.py \
+  tests/test_cross_entropy.py tests/test_inplace.py tests/test_peer_faults.py
 
 .PHONY: demo lm test test-triton test-asan explain bench bench-cuda lint clean
 

@@ -42,7 +42,8 @@ def node(name: str, *args: Any) -> Any:
     frames: at MNIST's batch they are most of the time. It stands for the plain case alone: CPU
     tensors of torch's own class, no transform, mode or forward derivative around them, and only the
     input differentiated (`plain` in kernels/cpu/nodes.h). Its backward asks the Function's formulas
-    where it is to be differentiated or batched.
+    where it is to be differentiated or batched. The cross-entropy of a batch on CUDA has it too,
+    with the Triton kernels behind it (kernels/cuda/node.py).
     """
     if native.library is None or torch.compiler.is_compiling():
         return None

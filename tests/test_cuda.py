@@ -1,6 +1,8 @@
 """On a CUDA device: the same answers, no wait, captured graphs, sizes beyond 2³¹, bad labels."""
 
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch._inductor.utils import run_and_get_code
 
 import custom_ops
 from custom_ops import cross_entropy, log_softmax, softmax
-from custom_ops.kernels import triton
+from custom_ops.kernels import native, triton
 
 pytestmark = [
     pytest.mark.cuda,
@@ -132,8 +134,10 @@ def test_layout_does_not_matter(layout):
 def step(leaf: Tensor, target: Tensor, weight: Tensor | None, **options) -> list[Tensor]:
     loss, stats = cross_entropy(leaf, target, weight, return_stats=True, **options)
     (d,) = torch.autograd.grad(loss, leaf)
+    alone = cross_entropy(leaf, target, weight, **options)  # by the C++ node, if it is there
+    results = [loss, *stats, d, alone, *torch.autograd.grad(alone, leaf)]
     p, y = softmax(leaf, 1), log_softmax(leaf, 1)
-    return [loss, *stats, d, *torch.autograd.grad(p.sum() + y.sum(), leaf)]
+    return [*results, *torch.autograd.grad(p.sum() + y.sum(), leaf)]
 
 
 @pytest.mark.parametrize("shape", [(128, 10), (8, 100_000), (2, 21, 16, 16)], ids=str)
@@ -193,6 +197,55 @@ def test_compile_keeps_the_kernels(dynamic):
     assert any("custom_ops_cuda.cross_entropy" in text for text in code)
 
 
+@pytest.mark.parametrize("bad", [False, True])
+def test_the_first_call_of_a_process_may_be_captured(bad):
+    """What the package keeps for itself must not lie in the memory of the graphs."""
+    program = f"""
+import torch
+from custom_ops import cross_entropy
+f = torch.compile(cross_entropy, fullgraph=True, mode="reduce-overhead")
+x, t = torch.randn(64, 10, device="cuda", requires_grad=True), torch.randint(10, (64,)).cuda()
+for i in range(4):
+    torch.compiler.cudagraph_mark_step_begin()
+    f(x, t).backward()
+want = torch.nn.functional.cross_entropy(x, t)
+torch.testing.assert_close(f(x, t), want)
+if {bad}:
+    t[3] = 10
+    assert f(x, t).isnan()
+    torch.cuda.synchronize()
+    try:
+        cross_entropy(x, t.zero_())
+    except IndexError as error:
+        assert "target[3] is 10" in str(error), error
+    else:
+        raise SystemExit("nothing was raised")
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.skipif(native.library is None, reason=f"no C++ node: {native.missing}")
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("kind", ["labels", "probabilities"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_node_and_the_function_give_the_same_bits(monkeypatch, weighted, kind, reduction):
+    x, target = (t.cuda() for t in case((300, 10), torch.float32, kind))
+    weight = torch.rand(10).cuda() if weighted else None
+    results = []
+    for library in (native.library, None):
+        monkeypatch.setattr(native, "library", library)
+        (leaf,) = differentiable(x)
+        loss = cross_entropy(leaf, target, weight, reduction=reduction, label_smoothing=0.1)
+        assert ("custom_ops::CrossEntropy" in loss.grad_fn.name()) == (library is not None)
+        g = torch.linspace(-1, 2, loss.numel()).cuda().view(loss.shape)
+        (once,) = torch.autograd.grad(loss, leaf, g, retain_graph=True)
+        (again,) = torch.autograd.grad(loss, leaf, g, create_graph=True)
+        (second,) = torch.autograd.grad(again, leaf, x)
+        results.append([loss, once, again, second])
+    assert all(map(torch.equal, *results))
+
+
 def test_every_run_gives_the_same_bits():
     for shape, kind in itertools.product(
         [(4096, 10), (8, 1_000_000), (2, 21, 64, 64)], ["labels", "probabilities"]
@@ -230,6 +283,15 @@ def test_more_than_two_to_the_31_numbers(shape):
     (exact,) = differentiable(ends.float())
     total = F.cross_entropy(exact, last(target), reduction="sum")
     torch.testing.assert_close(last(d), torch.autograd.grad(total, exact)[0].bfloat16())
+
+
+def test_rows_just_below_two_to_the_31():
+    """The last tile's rows that are not there have numbers of 64 bits."""
+    if torch.cuda.mem_get_info()[0] < 12 * 2**30:
+        pytest.skip("less than 12 GiB of device memory are free")
+    x = torch.zeros(2**31 - 5, 1, dtype=torch.bfloat16, device="cuda")
+    p = softmax(x, 1)
+    assert p.min() == p.max() == 1
 
 
 def forget_bad_labels() -> None:

@@ -538,6 +538,25 @@ def test_good_and_ignored_labels_leave_no_record(unchecked):
             triton.cross_entropy(torch.randn(4, 5), target, None, o)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "want"),
+    [
+        ((8, 1000, 1, 1000), (8, 1, False)),
+        ((8, 1000, 1, 1004), (4, 1, False)),
+        ((8, 50_257, 1, 50_257), (1, 1, False)),
+        ((8, 128_256, 1, 128_256), (16, 1, False)),
+        ((2 * 49, 10, 49, 490), (1, 1, False)),
+        ((2 * 196, 10, 196, 1960), (1, 4, False)),
+        ((2**31 - 2048, 3, 1, 3), (1, 1, False)),
+        ((2**31 - 2047, 3, 1, 3), (1, 1, True)),
+    ],
+)
+def test_what_sizes_are_multiples_of(sizes, want):
+    from custom_ops.kernels.cuda.layout import units
+
+    assert units(*sizes) == want
+
+
 def test_only_the_first_bad_label_is_kept_and_pixels_are_counted_through(unchecked):
     x, target = torch.randn(300, 5, 2), torch.zeros(300, 2, dtype=torch.int32)
     target[70, 1], target[200, 0] = 5, -1
