@@ -8,6 +8,7 @@ from functools import partial
 from importlib import metadata
 from typing import Any
 
+import torch
 from torch import Tensor
 
 LIGER, CCE, QUACK = RIVALS = "liger", "cce", "quack"
@@ -28,7 +29,8 @@ _FUNCTIONS: dict[str, dict[str, tuple[str, str, dict[str, Any]]]] = {
         QUACK: ("quack.cross_entropy", "cross_entropy", _MEAN),
     },
     "linear_cross_entropy": {
-        LIGER: (_LIGER, "liger_fused_linear_cross_entropy", {}),
+        # dW added up in float32, as ours is; by default it is in the type of W
+        LIGER: (_LIGER, "liger_fused_linear_cross_entropy", {"accum_dtype": torch.float32}),
         CCE: ("cut_cross_entropy", "linear_cross_entropy", {}),
         QUACK: ("quack.linear_cross_entropy", "chunked_linear_cross_entropy", _MEAN),
     },
