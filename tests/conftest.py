@@ -7,6 +7,7 @@ and that is what is used, against a float64 oracle rounded once.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -26,15 +27,17 @@ def _seed() -> None:
 
 
 @pytest.fixture(scope="session", autouse=triton.interpreted)
-def _rounded_bfloat16() -> Iterator[None]:
-    """Let Triton's interpreter round float32 to bfloat16 as a device does; it cuts off (3.7).
+def _interpreter_like_a_device() -> Iterator[None]:
+    """Let Triton's interpreter (3.7) round to bfloat16, and launch from several threads.
 
-    Its cast hands no rounding mode on, and the one it would take loses a carry into the exponent.
+    It cuts a float32 off, as its cast hands no rounding mode on, and the one that it would take
+    loses a carry into the exponent. And while a kernel runs, the language is patched for all threads
+    until that launch is over.
     """
     from triton.language import bfloat16, float32
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+    from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, TensorHandle
 
-    plain = InterpreterBuilder.cast_impl
+    plain, launch, turn = InterpreterBuilder.cast_impl, GridExecutor.__call__, threading.Lock()
 
     def cast(builder: object, x: TensorHandle, to: object) -> TensorHandle:
         if (x.dtype.scalar, to.scalar) != (float32, bfloat16):
@@ -42,8 +45,13 @@ def _rounded_bfloat16() -> Iterator[None]:
         rounded = torch.from_numpy(x.data).to(torch.bfloat16)
         return TensorHandle(rounded.view(torch.uint16).numpy(), to.scalar)
 
+    def in_turn(executor: GridExecutor, *args: object, **options: object) -> None:
+        with turn:
+            launch(executor, *args, **options)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(InterpreterBuilder, "cast_impl", cast)
+        patch.setattr(GridExecutor, "__call__", in_turn)
         yield
 
 

@@ -257,6 +257,26 @@ def test_no_weight_meets_an_ignored_row():
     assert (loss[::2] == 0).all()
 
 
+@pytest.mark.parametrize("name", ["plain", "smoothing", "z-loss", "cap"])
+@pytest.mark.parametrize("shape", [(3, 4), (2, 7, 4, 4), (1, 300, 16), (2, 20_000)], ids=str)
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+def test_an_ignored_row_may_hold_anything(shape, name, value):
+    """Also where it is read, among rows side by side."""
+    o = options(name, 1, torch.float32)
+    x, target = torch.randn(shape), torch.randint(4, (shape[0], *shape[2:]))
+    target.view(-1)[1::3] = -100
+    ignored = target == -100
+    bad = x.masked_fill(ignored.unsqueeze(1), value)
+    for weight in (None, torch.rand(shape[1])):
+        results = []
+        for z in (x, bad):
+            loss, M, L, _ = triton.cross_entropy(z, target, weight, o)
+            ones = torch.ones_like(loss)
+            results.append([loss, triton.cross_entropy_vjp(z, target, weight, ones, None, M, L, o)])
+        assert all(map(torch.equal, *results))
+        assert (results[0][0][ignored] == 0).all()
+
+
 @pytest.mark.parametrize("soft", [False, True])
 def test_a_class_without_weight_adds_nothing_at_minus_infinity(soft):
     x, w = torch.randn(4, 10), torch.ones(10)

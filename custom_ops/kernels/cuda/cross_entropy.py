@@ -55,7 +55,7 @@ def tile_sums(
     # rows side by side are read at once, ignored ones among them
     read = (r < rows)[:, None] & (k < classes)[None, :] if UNITS[1] > 1 else inside
     z = logits(tl.load(x + at, mask=read, other=float("-inf")).to(ACC), numbers, LOGITS, ACC)
-    if LOGITS != "plain" or UNITS[1] > 1:
+    if LOGITS != "plain":
         z = tl.where(inside, z, float("-inf"))
     m = tl.max(z, 1)
     shift = finite(m)[:, None]
