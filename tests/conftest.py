@@ -31,8 +31,8 @@ def _interpreter_like_a_device() -> Iterator[None]:
     """Let Triton's interpreter (3.7) round to bfloat16, and launch from several threads.
 
     It cuts a float32 off, as its cast hands no rounding mode on, and the one that it would take
-    loses a carry into the exponent. And while a kernel runs, the language is patched for all threads
-    until that launch is over.
+    loses a carry into the exponent. And while a kernel runs, the language is patched, in all
+    threads and until that launch is over.
     """
     from triton.language import bfloat16, float32
     from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, TensorHandle
