@@ -158,6 +158,8 @@ for dtype in (F32, F64, BF16):
                 step,
                 {"shape": (128, 10), "dtype": dtype, "weighted": weighted, "labels": labels},
             )
+for dtype in (F32, F64):
+    ONCE[f"many rows of the node, {str(dtype)[6:]}"] = step, {"shape": (5000, 10), "dtype": dtype}
 for labels in (torch.int64, torch.int32):
     target = torch.zeros(5000, dtype=labels)
     ONCE[f"a look at the labels, {str(labels)[6:]}"] = (

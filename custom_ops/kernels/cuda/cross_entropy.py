@@ -112,7 +112,7 @@ def write(
         record, dims = report
         recorded(record, r, label, bad & real, classes, ignore_index, dims)
         named = real & (ignored == 0)
-        at = row_starts(r, inner, stride) + t * inner
+        at = row_starts(r, inner, stride) + t.to(tl.int64) * inner
         z_t = logits(tl.load(x + at, mask=named, other=0.0).to(ACC), numbers, LOGITS, ACC)
         value = (M - z_t) + L
         if weight is not None:

@@ -137,7 +137,7 @@ def gradient(
         if SMOOTHING != "none":
             e = share(target, weight, r, k, inside, shape, numbers, SOFT, SMOOTHING, ACC)
             d -= tl.where(wanted[:, None], (scalar(even, ACC) * G)[:, None] * e, 0.0)
-        d -= tl.where(k[None, :] == t.to(tl.int32)[:, None], named[:, None], 0.0)
+        d -= tl.where(k[None, :] == t[:, None], named[:, None], 0.0)
     d = chained(d, z, numbers, LOGITS, ACC)
     if M.dtype.element_ty == tl.float64 and out.dtype.element_ty.primitive_bitwidth == 16:
         d = d.to(tl.float32)  # Triton has no step from float64 to bfloat16

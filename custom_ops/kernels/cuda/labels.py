@@ -37,11 +37,12 @@ _TAKEN: tl.constexpr = tl.constexpr(TAKEN)
 
 @triton.jit
 def read_labels(target, r, rows, classes, ignore_index):
-    """The labels, the class nearest to each, and which are ignored or else out of range."""
+    """The labels, as classes (0 where they are none), which are ignored, and which out of range."""
     label = tl.load(target + r, mask=r < rows, other=0).to(tl.int64)
-    t = tl.minimum(tl.maximum(label, 0), tl.cast(classes, tl.int64) - 1)
+    inside = label.to(tl.uint64) < tl.cast(classes, tl.uint64)  # a negative one is a large one
+    t = tl.where(inside, label.to(tl.int32), 0)
     ignored = label == ignore_index
-    return label, t, ignored, (t != label) & (ignored == 0)
+    return label, t, ignored, (inside | ignored) == 0
 
 
 @triton.jit

@@ -15,8 +15,8 @@ from custom_ops.kernels.cuda.launch import ACCUMULATORS, launch, on_device
 
 __all__ = ["FEW", "mean", "total"]
 
-BLOCK = 1024
-FEW = 8 * BLOCK  #: rows: the time of about two launches
+LEAST, MOST = 1024, 8192  # numbers that are added at once
+FEW = 8 * MOST  #: rows: the time of about two launches
 
 
 @triton.jit(do_not_specialize=["rows", "classes", "ignore_index"])
@@ -93,5 +93,6 @@ def _launch(
 ) -> None:
     with on_device(loss):
         tensors = (loss, target, weight, result, divisor)
-        kind = {"ACC": ACCUMULATORS[loss.dtype], "BLOCK": BLOCK, "num_warps": 4}
+        block, warps = (LEAST, 4) if loss.numel() <= LEAST else (MOST, 16)
+        kind = {"ACC": ACCUMULATORS[loss.dtype], "BLOCK": block, "num_warps": warps}
         launch(reduced, 1, tensors, (loss.numel(), *numbers), kind)
