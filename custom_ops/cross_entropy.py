@@ -325,7 +325,7 @@ def _node_vjp(
     g: Tensor,
     M: Tensor,
     L: Tensor,
-    rows: float,
+    rows: float | Tensor,
     *options: Any,
 ) -> Tensor:
     """The same for the C++ node, whose options come as the fields of `Options`.
