@@ -8,23 +8,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import (
-    TransformType,
-    get_interpreter_stack,
-    is_legacy_batchedtensor,
-)
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 
 from custom_ops.kernels import native
+from custom_ops.surroundings import forward_levels, func_levels, is_known, tracing_levels
 
-__all__ = ["apply", "forward_mode_of", "graph_is_kept", "is_transformed", "node", "set_node_vjp"]
+__all__ = ["apply", "forward_mode_of", "node", "set_node_vjp"]
 
 
 def forward_mode_of(function: type[Function]) -> Callable[[type[Function]], type[Function]]:
     """Decorate the subclass that adds `jvp` to `function`: `apply` finds it as `with_jvp`.
 
-    The signature of `forward` is kept on the way, for Function.apply asks for it at every call, and
-    finding it out anew takes longer than a small softmax.
+    The signature of `forward` is cached: Function.apply calls inspect.signature on every call,
+    which takes longer than a small softmax.
     """
 
     def register(with_jvp: type[Function]) -> type[Function]:
@@ -56,15 +52,6 @@ def set_node_vjp(name: str, vjp: Callable[..., Tensor]) -> None:
         native.library.set_vjp(name, vjp)
 
 
-def is_transformed() -> bool:
-    """Whether torch.compile, a torch.func transform or forward mode surrounds the call."""
-    return (
-        torch.compiler.is_compiling()
-        or bool(get_interpreter_stack())
-        or forward_ad._current_level >= 0
-    )
-
-
 def apply(function: type[Function], *args: Any) -> Any:
     """Apply `function` in the form that the caller's surroundings can differentiate.
 
@@ -76,39 +63,20 @@ def apply(function: type[Function], *args: Any) -> Any:
       answer for a Function: with forward mode nested in forward mode, where the tangent that `jvp`
       returns counts as a constant of the outer level (issue 197867: jacfwd(jacfwd(f)) would be 0,
       silently); in the backward of torch.autograd.grad(..., is_grads_batched=True), whose result
-      create_graph would leave detached, silently; with torch.func inside a compiled region, where
-      vmap refuses it; and in torch.export, which would keep the forward alone, under no_grad.
+      create_graph would leave detached, silently; with a tensor of another class or layout beside
+      the others, of which a Function sees one half; with torch.func or forward mode inside a
+      compiled region, where vmap refuses it and a tangent is lost; and in torch.export, which would
+      keep the forward alone, under no_grad.
     """
     if torch.compiler.is_compiling():
-        plain = torch.compiler.is_exporting() or _levels() > 0
+        plain = torch.compiler.is_exporting() or tracing_levels() > 0
         return function.plain(*args) if plain else function.apply(*args)  # type: ignore[attr-defined]
-    levels = get_interpreter_stack() or []
-    if _nested_forward(levels) or any(map(_in_batch_of_gradients, args)):
+    if _nested_forward() or not all(is_known(a) for a in args if isinstance(a, Tensor)):
         return function.plain(*args)  # type: ignore[attr-defined]
-    if not levels and not torch.is_grad_enabled() and forward_ad._current_level < 0:
+    if not torch.is_grad_enabled() and not func_levels() and forward_levels() == 0:
         return function.forward(*args)
     return function.with_jvp.apply(*args)  # type: ignore[attr-defined]
 
 
-def graph_is_kept() -> bool:
-    """Whether what the running backward saved may be asked for again: it must stay as it is."""
-    if is_transformed():
-        return True
-    return torch._C._autograd._get_current_graph_task_keep_graph()
-
-
-def _levels() -> int:
-    """How many torch.func transforms surround the call; known when Dynamo traces."""
-    return len(get_interpreter_stack() or ())
-
-
-# What torch.compiler.assume_constant_result does, which imports Dynamo first: a second's wait.
-_levels._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def _nested_forward(levels: list[Any]) -> bool:
-    return sum(level.key() == TransformType.Jvp for level in levels) > 1
-
-
-def _in_batch_of_gradients(argument: object) -> bool:
-    return isinstance(argument, Tensor) and is_legacy_batchedtensor(argument)
+def _nested_forward() -> bool:
+    return forward_levels() > 1

@@ -9,6 +9,8 @@ import operator
 import torch
 from torch import Tensor
 
+from custom_ops.surroundings import root_of
+
 __all__ = [
     "ArgumentError",
     "as_index",
@@ -222,15 +224,30 @@ def check_inplace(input: Tensor) -> None:
     """
     if not (input.requires_grad and torch.is_grad_enabled()):
         return
-    base = input if input._base is None else input._base
+    base = root_of(input)
     if base.is_leaf and base.requires_grad:
         kind = "a leaf" if base is input else "a view of a leaf"
         raise ArgumentError(
             f"inplace_backward=True: input is {kind} that requires grad, and its gradient would "
             "overwrite it; expected the result of an operation"
         )
-    if 0 in (stride for stride, size in zip(input.stride(), input.shape, strict=True) if size > 1):
+    if _overlaps(input):
         raise ArgumentError(
-            "inplace_backward=True: entries of input share memory (it was expanded), where their "
-            "gradients do not fit; expected an input of its own"
+            "inplace_backward=True: entries of input share memory (it was expanded or unfolded), "
+            "where their gradients do not fit; expected an input of its own, got shape "
+            f"{tuple(input.shape)} with strides {input.stride()}"
         )
+
+
+def _overlaps(x: Tensor) -> bool:
+    """Whether two entries of x may be one place in memory.
+
+    They are not if each dimension steps over all that the dimensions of smaller stride span.
+    """
+    span = 0
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size > 1:
+            if stride <= span:
+                return True
+            span += (size - 1) * stride
+    return False

@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from custom_ops import kernels
-from custom_ops.apply import apply, forward_mode_of, is_transformed, node, set_node_vjp
+from custom_ops.apply import apply, forward_mode_of, node, set_node_vjp
 from custom_ops.autocast import autocast_widened
 from custom_ops.checks import (
     as_index,
@@ -46,6 +46,7 @@ from custom_ops.checks import (
 from custom_ops.kernels import Options, eager, targets
 from custom_ops.reduction import Total, denominator
 from custom_ops.row import Row, blank_ignored
+from custom_ops.surroundings import is_transformed, is_watched
 
 __all__ = ["CrossEntropyStats", "cross_entropy"]
 
@@ -134,7 +135,8 @@ def cross_entropy(
             no memory of its own. `input` must be the result of an operation and is lost with the
             backward: where autograd still needs it, that raises, as after any in-place operator.
             The gradient cannot be differentiated again (a RuntimeError). Under torch.func,
-            forward mode and torch.compile the gradient has its own memory all the same.
+            forward mode, torch.compile and a mode that sees the operators, the gradient has its own
+            memory all the same.
         return_stats: whether to return (loss, stats) with the rows' `lse` and `prediction`.
 
     Returns:
@@ -176,7 +178,7 @@ def cross_entropy(
     ignore_index = as_index("ignore_index", ignore_index)
     check_cross_entropy_tensors(input, target, weight, ignore_index)
     check_normalizer(normalizer, reduction)
-    inplace = inplace_backward and not is_transformed()
+    inplace = inplace_backward and not (is_transformed() or is_watched())
     if inplace:
         check_inplace(input)
     input_dtype, target, weight = autocast_widened(input, target, weight)
@@ -200,13 +202,11 @@ def cross_entropy(
     if weight is not None:
         # here, so that its gradients from the rows and from the mean add up before they are rounded
         weight = weight.to(o.dtype)
-    loss, M, L, prediction = apply(_CrossEntropy, input, target, weight, o)
+    loss, M, L, prediction = apply(CrossEntropyFunction, input, target, weight, o)
     if reduction != "none":
         loss = apply(Total, loss)
     if reduction == "mean":
-        loss = loss / (
-            denominator(input.shape[o.dim], target, weight, o) if normalizer is None else normalizer
-        )
+        loss = loss / denominator(input.shape[o.dim], target, weight, o, normalizer)
     loss = loss.to(result_dtype)
     return (loss, CrossEntropyStats(M + L, prediction)) if return_stats else loss
 
@@ -255,7 +255,7 @@ def promoted(dtype: torch.dtype, target: Tensor, weight: Tensor | None) -> torch
     return dtype
 
 
-class _CrossEntropy(Function):
+class CrossEntropyFunction(Function):
     """(ℓ, M, L, prediction) a row. M is a constant shift: lse = M + L has the derivative of L.
 
     M is not marked as non-differentiable, which torch's generated vmap rule forgets and then trips
@@ -309,7 +309,7 @@ def _input_vjp(
 ) -> Tensor:
     """The gradient of the input: differentiable, or in the input's place."""
     if not o.inplace:
-        return apply(_CrossEntropyVjp, input, target, weight, g, h, M, L, o)
+        return apply(CrossEntropyVjpFunction, input, target, weight, g, h, M, L, o)
     if torch.is_grad_enabled():
         raise RuntimeError(
             "inplace_backward=True: the gradient takes the place of the logits, so it cannot be "
@@ -325,23 +325,24 @@ def _node_vjp(
     g: Tensor,
     M: Tensor,
     L: Tensor,
-    rows: float | Tensor,
+    divisor: Tensor | None,
     *options: Any,
 ) -> Tensor:
     """The same for the C++ node, whose options come as the fields of `Options`.
 
-    g is the upstream gradient of its result, a sum over `rows`.
+    g is the upstream gradient of its result: of a row's loss, of their sum, or of that divided.
     """
     o = Options(*options)
-    g = (g.to(o.dtype) / rows).expand(L.shape)
+    g = g.to(o.dtype)
+    g = (g if divisor is None else g / divisor).expand(L.shape)
     return _input_vjp(input, target, weight, g, None, M, L, o)
 
 
 set_node_vjp("cross_entropy", _node_vjp)
 
 
-@forward_mode_of(_CrossEntropy)
-class _CrossEntropyWithJvp(_CrossEntropy):
+@forward_mode_of(CrossEntropyFunction)
+class _CrossEntropyWithJvp(CrossEntropyFunction):
     @staticmethod
     def jvp(ctx: Any, dx: Tensor | None, dy: Tensor | None, dw: Tensor | None, __: None) -> Any:
         input, target, weight, _, _ = ctx.saved_tensors
@@ -350,7 +351,7 @@ class _CrossEntropyWithJvp(_CrossEntropy):
         return d_loss, torch.zeros_like(d_L), d_L, None
 
 
-class _CrossEntropyVjp(Function):
+class CrossEntropyVjpFunction(Function):
     """dx = z'(x) ⊙ (a·p − g·ỹ), whose derivative goes through the contraction.
 
     M and L only save the kernel a pass: p is a function of the input, so they receive nothing.
@@ -404,8 +405,8 @@ class _CrossEntropyVjp(Function):
         return d.input.to(input.dtype), d_target, d_weight, d_g, d_h, None, None, None
 
 
-@forward_mode_of(_CrossEntropyVjp)
-class _CrossEntropyVjpWithJvp(_CrossEntropyVjp):
+@forward_mode_of(CrossEntropyVjpFunction)
+class _CrossEntropyVjpWithJvp(CrossEntropyVjpFunction):
     @staticmethod
     def jvp(
         ctx: Any,

@@ -36,7 +36,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from custom_ops import kernels
-from custom_ops.apply import apply, forward_mode_of, graph_is_kept
+from custom_ops.apply import apply, forward_mode_of
 from custom_ops.autocast import autocast_linear, autocast_widened
 from custom_ops.checks import (
     check_class_weight,
@@ -61,6 +61,7 @@ from custom_ops.kernels.last_layer import Blocks, Products
 from custom_ops.last_layer_checks import check_block_rows, check_linear, chosen_ignore_index
 from custom_ops.reduction import denominator
 from custom_ops.row import Row, blank_ignored
+from custom_ops.surroundings import graph_is_kept, is_known, is_watched
 
 __all__ = ["linear_cross_entropy"]
 
@@ -224,7 +225,7 @@ def linear_cross_entropy(
     if total:
         loss = loss.sum() if positions else loss
         if reduction == "mean":
-            loss = loss / (denominator(C, target, weight, o) if normalizer is None else normalizer)
+            loss = loss / denominator(C, target, weight, o, normalizer)
     else:
         loss = loss.reshape(rows_shape)
     loss = loss.to(result_dtype)
@@ -278,15 +279,23 @@ def _pass(
         blocks = Blocks(total, (False, False, False), rows)
         return last_layer_ops.linear_cross_entropy(x, W, b, target, weight, o, blocks)[:4]
     blocks = Blocks(total, wanted, rows)
-    return apply(_LinearCrossEntropy, x, W, b, target, weight, o, blocks)[:4]
+    return apply(LinearCrossEntropyFunction, x, W, b, target, weight, o, blocks)[:4]
 
 
-def _kernels() -> ModuleType:
-    """Who takes the blocks: opaque operators where Dynamo would unroll the loop over them."""
-    return last_layer_ops if torch.compiler.is_compiling() else last_layer
+def _kernels(*tensors: Tensor | None) -> ModuleType | None:
+    """Who takes the blocks; None for tensors of other classes and layouts: plain algebra.
+
+    Where a mode or a tracer sees the operators, the loop over the blocks is one operator: its
+    buffer is used again for each block, and it reads labels.
+    """
+    if torch.compiler.is_compiling():
+        return last_layer_ops
+    if not all(t is None or is_known(t) for t in tensors):
+        return None
+    return last_layer_ops if is_watched() else last_layer
 
 
-class _LinearCrossEntropy(Function):
+class LinearCrossEntropyFunction(Function):
     """(ℓ or Σℓ, M, L, prediction, dx, dW, db); of the last three what was wanted, for Σℓ.
 
     M is a constant shift, as in `cross_entropy`: its cotangent goes nowhere.
@@ -302,7 +311,10 @@ class _LinearCrossEntropy(Function):
         o: Options,
         blocks: Blocks,
     ) -> Any:
-        loss, M, L, prediction, products = _kernels().linear_cross_entropy(
+        taker = _kernels(x, W, b, target, weight)
+        if taker is None:
+            return LinearCrossEntropyFunction.plain(x, W, b, target, weight, o, blocks)
+        loss, M, L, prediction, products = taker.linear_cross_entropy(
             x, W, b, target, weight, o, blocks
         )
         return loss, M, L, prediction, *products
@@ -344,7 +356,7 @@ class _LinearCrossEntropy(Function):
             G = torch.zeros_like(L) if g is None else g
             blocks = Blocks(ctx.blocks.total, needs[:3], ctx.blocks.rows)
             d_x, d_W, d_b = apply(
-                _LinearCrossEntropyVjp,
+                LinearCrossEntropyVjpFunction,
                 *(x, W, b, target, weight, G, h, M, L, *products, ctx.o, blocks),
                 not graph_is_kept(),
             )
@@ -354,11 +366,11 @@ class _LinearCrossEntropy(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
-        return _one_by_one(_LinearCrossEntropy, info, in_dims, args)
+        return _one_by_one(LinearCrossEntropyFunction, info, in_dims, args)
 
 
-@forward_mode_of(_LinearCrossEntropy)
-class _LinearCrossEntropyWithJvp(_LinearCrossEntropy):
+@forward_mode_of(LinearCrossEntropyFunction)
+class _LinearCrossEntropyWithJvp(LinearCrossEntropyFunction):
     @staticmethod
     def jvp(
         ctx: Any,
@@ -382,7 +394,7 @@ class _LinearCrossEntropyWithJvp(_LinearCrossEntropy):
         return d_loss, torch.zeros_like(d_L), d_L, None, None, None, None
 
 
-class _LinearCrossEntropyVjp(Function):
+class LinearCrossEntropyVjpFunction(Function):
     """(dx, dW, db) for the upstream gradients g of ℓ or Σℓ and h of lse.
 
     M, L and the products of the forward only save work: they receive nothing.
@@ -417,10 +429,13 @@ class _LinearCrossEntropyVjp(Function):
                 for t, wanted in zip(products, blocks.wanted, strict=True)
             ]
             return tuple(scaled)
+        taker = _kernels(x, W, b, target, weight, g, h)
+        if taker is None:
+            return LinearCrossEntropyVjpFunction.plain(
+                *(x, W, b, target, weight, g, h, M, L, dx, dW, db, o, blocks, give)
+            )
         G = g.to(o.dtype).expand(L.shape)
-        products = _kernels().linear_cross_entropy_vjp(
-            x, W, b, target, weight, G, h, M, L, o, blocks
-        )
+        products = taker.linear_cross_entropy_vjp(x, W, b, target, weight, G, h, M, L, o, blocks)
         return tuple(None if t is None else t.to(x.dtype) for t in products)
 
     @staticmethod
@@ -445,6 +460,8 @@ class _LinearCrossEntropyVjp(Function):
         o, needs = ctx.o, ctx.needs_input_grad
         if v_x is None and v_W is None and v_b is None:
             return (None,) * len(needs)
+        # the operator's results are wider than the Function's, and so are their cotangents
+        v_x, v_W, v_b = (None if v is None else v.to(x.dtype) for v in (v_x, v_W, v_b))
         if not any(needs[3:5]) and last_layer.takes_hvp(o, *ctx.saved_tensors, v_x, v_W, v_b):
             return _hvp(ctx, Products(v_x, v_W, v_b))
         sums, rows, others = _Sums(needs[:3], x.dtype), [], []
@@ -472,11 +489,11 @@ class _LinearCrossEntropyVjp(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
-        return _one_by_one(_LinearCrossEntropyVjp, info, in_dims, args)
+        return _one_by_one(LinearCrossEntropyVjpFunction, info, in_dims, args)
 
 
-@forward_mode_of(_LinearCrossEntropyVjp)
-class _LinearCrossEntropyVjpWithJvp(_LinearCrossEntropyVjp):
+@forward_mode_of(LinearCrossEntropyVjpFunction)
+class _LinearCrossEntropyVjpWithJvp(LinearCrossEntropyVjpFunction):
     @staticmethod
     def jvp(
         ctx: Any,

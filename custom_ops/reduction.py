@@ -14,12 +14,27 @@ from custom_ops.kernels import Options, eager, targets
 __all__ = ["Total", "denominator"]
 
 
-def denominator(classes: int, target: Tensor, weight: Tensor | None, o: Options) -> Tensor | float:
-    """Return the mean's denominator: Σ w_t of the rows that count, or the number of rows."""
+def denominator(
+    classes: int,
+    target: Tensor,
+    weight: Tensor | None,
+    o: Options,
+    normalizer: float | Tensor | None = None,
+) -> Tensor:
+    """Return what the mean divides by, 0-d: the `normalizer`, Σ w_t, or the number of rows.
+
+    A tensor also where the number is known, so that autograd saves the same tensors in every case:
+    a checkpoint compares what forward and recomputation saved.
+    """
+    if isinstance(normalizer, Tensor):
+        return normalizer
+    if normalizer is not None:
+        return target.new_full((), normalizer, dtype=o.dtype)
     if target.is_floating_point():
-        return target.numel() / classes if classes else float("nan")
+        rows = target.numel() / classes if classes else float("nan")
+        return target.new_full((), rows, dtype=o.dtype)
     if weight is None or not classes:
-        return (~targets.ignored_rows(target, o)).sum()
+        return (~targets.ignored_rows(target, o)).sum().to(o.dtype)
     return apply(Total, targets.label_weights(target, classes, weight, o))
 
 

@@ -48,7 +48,7 @@ def softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor
     dtype = autocast_dtype(input, dtype)
     z = input if dtype is None else input.to(dtype)
     p = node("softmax", z, dim)
-    return apply(_Softmax, z, dim) if p is None else p
+    return apply(SoftmaxFunction, z, dim) if p is None else p
 
 
 def log_softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -64,7 +64,7 @@ def log_softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Te
     dtype = autocast_dtype(input, dtype)
     z = input if dtype is None else input.to(dtype)
     y = node("log_softmax", z, dim)
-    return apply(_LogSoftmax, z, dim) if y is None else y
+    return apply(LogSoftmaxFunction, z, dim) if y is None else y
 
 
 def contract(p: Tensor, v: Tensor, dim: int = -1) -> Tensor:
@@ -85,7 +85,7 @@ def contract(p: Tensor, v: Tensor, dim: int = -1) -> Tensor:
     return kernels.contract(p, v, dim)
 
 
-class _Softmax(Function):
+class SoftmaxFunction(Function):
     """p = softmax(z); the backward saves p and needs nothing else."""
 
     generate_vmap_rule = True
@@ -111,15 +111,15 @@ class _Softmax(Function):
 set_node_vjp("softmax", contract)
 
 
-@forward_mode_of(_Softmax)
-class _SoftmaxWithJvp(_Softmax):
+@forward_mode_of(SoftmaxFunction)
+class _SoftmaxWithJvp(SoftmaxFunction):
     @staticmethod
     def jvp(ctx: Any, v: Tensor, _: None) -> Tensor:
         (p,) = ctx.saved_tensors
         return contract(p, v, ctx.dim)  # ∂p_k = Σ_s J_ks v_s
 
 
-class _LogSoftmax(Function):
+class LogSoftmaxFunction(Function):
     """y = log softmax(z), so p = exp(y); ∂y_k/∂z_s = δ_ks − p_s."""
 
     generate_vmap_rule = True
@@ -145,8 +145,8 @@ class _LogSoftmax(Function):
 set_node_vjp("log_softmax", kernels.log_softmax_vjp)
 
 
-@forward_mode_of(_LogSoftmax)
-class _LogSoftmaxWithJvp(_LogSoftmax):
+@forward_mode_of(LogSoftmaxFunction)
+class _LogSoftmaxWithJvp(LogSoftmaxFunction):
     @staticmethod
     def jvp(ctx: Any, v: Tensor, _: None) -> Tensor:
         (y,) = ctx.saved_tensors

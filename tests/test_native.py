@@ -120,7 +120,7 @@ def test_the_hessian_product_is_the_derivative_of_the_gradient(shape, soft, dtyp
     _, M, L, _ = ops.cross_entropy(
         z, target, weight, 1, native_dtype(dtype), *numbers, 1.0, None, False
     )
-    exact = [t.double().requires_grad_() for t in (z, g, h)]
+    exact = [t.double().clone().requires_grad_() for t in (z, g, h)]
     o = Options(1, torch.float64, *numbers, 1.0, None, False, False)
     r = Row.of(exact[0], target.double() if soft else target, weight.double(), o)
     dz = r.gradient(r.upstream(exact[1]), r.upstream(exact[2]))

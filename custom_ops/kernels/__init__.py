@@ -15,6 +15,7 @@ from torch import Tensor
 
 from custom_ops.kernels import eager, native, products, triton
 from custom_ops.kernels.options import Options, statistics_dtype
+from custom_ops.surroundings import is_watched
 
 __all__ = [
     "Options",
@@ -189,7 +190,7 @@ def put_product_(out: Tensor, dz: Tensor, W: Tensor, beta: int) -> None:
 
 def scaled(product: Tensor, g: Tensor, dtype: torch.dtype, give: bool) -> Tensor:
     """Return g times the product in `dtype`: in its place if it is to be given away."""
-    narrower = dtype != product.dtype and not torch.compiler.is_compiling()
+    narrower = dtype != product.dtype and not is_watched()
     if narrower and products.widens(product):
         return products.narrowed(product, g, dtype)
     return (product.mul_(g) if give else product * g).to(dtype)

@@ -11,8 +11,11 @@ from torch import Tensor
 
 __all__ = ["checked_labels"]
 
+torch.library.define(
+    "custom_ops::checked_labels", "(Tensor target, SymInt classes, int ignore_index) -> Tensor"
+)
 
-@torch.library.custom_op("custom_ops::checked_labels", mutates_args=())
+
 def checked_labels(target: Tensor, classes: int, ignore_index: int) -> Tensor:
     """Return the labels as int64, or raise IndexError for the first one out of range.
 
@@ -20,6 +23,11 @@ def checked_labels(target: Tensor, classes: int, ignore_index: int) -> Tensor:
     because reading the answer would wait for the device; there a bad label makes its row NaN, and
     the Triton kernels raise at the next call.
     """
+    return torch.ops.custom_ops.checked_labels(target, classes, ignore_index)
+
+
+@torch.library.impl("custom_ops::checked_labels", "CompositeExplicitAutograd")
+def _checked(target: Tensor, classes: int, ignore_index: int) -> Tensor:
     _report(target, classes, ignore_index)
     labels = target.to(torch.int64, copy=True)
     if target.device.type == "cpu":
@@ -40,12 +48,12 @@ def _report(target: Tensor, classes: int, ignore_index: int) -> None:
         triton.library.report(target, classes, ignore_index)
 
 
-@checked_labels.register_fake
+@torch.library.register_fake("custom_ops::checked_labels")
 def _(target: Tensor, classes: int, ignore_index: int) -> Tensor:
     return torch.empty_like(target, dtype=torch.int64)
 
 
-@checked_labels.register_vmap
+@torch.library.register_vmap("custom_ops::checked_labels")
 def _(info, in_dims, target, classes, ignore_index):  # type: ignore[no-untyped-def]
     return checked_labels(target, classes, ignore_index), in_dims[0]
 

@@ -18,7 +18,9 @@ from torch import Tensor
 
 from custom_ops import kernels
 from custom_ops.kernels.options import Options, statistics_dtype
+from custom_ops.kernels.plain import can_be_read
 from custom_ops.kernels.targets import ignored_rows
+from custom_ops.surroundings import is_watched
 
 __all__ = [
     "Blocks",
@@ -102,7 +104,7 @@ def linear_cross_entropy(
     if counted is not None:
         found = linear_cross_entropy(x[counted], W, b, target[counted], weight, o, blocks)
         return _spread(found, counted, len(x))
-    x = x if _can_be_read(target) else _blank(x, target, o)
+    x = x if can_be_read(target) else _blank(x, target, o)
     rows, N = x.new_empty, len(x)
     loss, M, L = (rows(N, dtype=o.dtype) for _ in range(3))
     prediction = rows(N, dtype=torch.int64) if o.predict else None
@@ -141,7 +143,7 @@ def linear_cross_entropy_vjp(
             x[counted], W, b, target[counted], weight, g, h, M, L, o, blocks
         )
         return found._replace(input=_spread_rows(found.input, counted, len(x)))
-    x = x if _can_be_read(target) else _blank(x, target, o)
+    x = x if can_be_read(target) else _blank(x, target, o)
     sums = _Sums(x, W, b, blocks)
     for part, z in _logits(x, W, b, blocks):
         hs = None if h is None else h[part]
@@ -156,7 +158,7 @@ def takes_hvp(o: Options, *tensors: Tensor | None) -> bool:
     """Whether `linear_cross_entropy_hvp` can answer: a kernel is there, logits are as they are."""
     identity = o.softcap is None and o.logit_scale == 1
     same = all(t is None or statistics_dtype(t.dtype) == o.dtype for t in tensors[:2])
-    return identity and same and kernels.takes_hvp(*tensors) and not torch.compiler.is_compiling()
+    return identity and same and kernels.takes_hvp(*tensors) and not is_watched()
 
 
 def linear_cross_entropy_hvp(
@@ -278,14 +280,10 @@ class _Sums:
 
 def _counted_rows(target: Tensor, o: Options) -> Tensor | None:
     """Return the rows that count, where some do not and asking does not wait for a device."""
-    if target.is_floating_point() or not _can_be_read(target):
+    if target.is_floating_point() or not can_be_read(target):
         return None
     ignored = ignored_rows(target, o)
     return (~ignored).nonzero().squeeze(1) if ignored.any() else None
-
-
-def _can_be_read(x: Tensor) -> bool:
-    return x.device.type == "cpu" and type(x) is Tensor
 
 
 def _blank(x: Tensor, target: Tensor, o: Options) -> Tensor:

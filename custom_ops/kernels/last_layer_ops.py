@@ -1,23 +1,22 @@
-"""The last layer as operators of torch: what Dynamo and export see instead of the loop over blocks.
+"""The last layer as operators of torch: what sees them instead of the loop over blocks is Dynamo,
+export, a tracer, or a mode that keeps the operators' results.
 
-Their arguments are numbers and tensors, so `Options` and `Blocks` come apart and together here. In
-export the operator stays in the program, and its autograd formula with it; elsewhere the
-Functions of `custom_ops.linear_cross_entropy` differentiate.
+Their arguments are numbers and tensors, so `Options` and `Blocks` come apart and together here.
+Their derivatives are registered in `custom_ops.derivatives`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from custom_ops.kernels import last_layer
+from custom_ops.kernels import flops, last_layer
 from custom_ops.kernels.last_layer import Blocks, Outputs, Products
 from custom_ops.kernels.options import Options, statistics_dtype
 
-__all__ = ["linear_cross_entropy", "linear_cross_entropy_vjp"]
+__all__ = ["blocks", "linear_cross_entropy", "linear_cross_entropy_vjp", "options", "wanted_of"]
 
 
 def linear_cross_entropy(
@@ -30,6 +29,7 @@ def linear_cross_entropy(
     blocks: Blocks,
 ) -> Outputs:
     """Return what `last_layer.linear_cross_entropy` does, through the operator."""
+    flops.register()
     loss, M, L, prediction, *products = torch.ops.custom_ops.linear_cross_entropy(
         x,
         W,
@@ -40,11 +40,11 @@ def linear_cross_entropy(
         *o.numbers,
         o.predict,
         blocks.total,
-        blocks.wanted,
+        [*map(int, blocks.wanted)],
         blocks.rows,
     )
     return Outputs(
-        loss, M, L, prediction if o.predict else None, _wanted_of(products, blocks.wanted)
+        loss, M, L, prediction if o.predict else None, wanted_of(products, blocks.wanted)
     )
 
 
@@ -62,14 +62,15 @@ def linear_cross_entropy_vjp(
     blocks: Blocks,
 ) -> Products:
     """Return what `last_layer.linear_cross_entropy_vjp` does, through the operator."""
+    flops.register()
     tensors = x, W, b, target, weight, g, h, M, L
     products = torch.ops.custom_ops.linear_cross_entropy_vjp(
-        *tensors, o.dtype, *o.numbers, blocks.wanted, blocks.rows
+        *tensors, o.dtype, *o.numbers, [*map(int, blocks.wanted)], blocks.rows
     )
-    return _wanted_of(products, blocks.wanted)
+    return wanted_of(products, blocks.wanted)
 
 
-def _options(
+def options(
     dtype: torch.dtype,
     ignore_index: int,
     label_smoothing: float,
@@ -78,6 +79,7 @@ def _options(
     softcap: float | None,
     predict: bool,
 ) -> Options:
+    """Return the Options whose numbers an operator was given."""
     return Options(
         dim=1,
         dtype=dtype,
@@ -91,16 +93,39 @@ def _options(
     )
 
 
-def _wanted_of(products: Sequence[Tensor], wanted: Sequence[bool]) -> Products:
+def blocks(total: bool, wanted: Sequence[int], rows: int | None) -> Blocks:
+    """Return the Blocks whose numbers an operator was given."""
+    wants_x, wants_W, wants_b = map(bool, wanted)
+    return Blocks(total, (wants_x, wants_W, wants_b), rows)
+
+
+def wanted_of(products: Sequence[Tensor], wanted: Sequence[int]) -> Products:
+    """Return the products that were wanted; an operator returns an empty tensor for the others."""
     return Products(*(t if w else None for t, w in zip(products, wanted, strict=True)))
 
 
 def _or_empty(t: Tensor | None, like: Tensor) -> Tensor:
-    """An operator returns tensors; one that is not wanted is empty."""
     return like.new_empty(0) if t is None else t
 
 
-@torch.library.custom_op("custom_ops::linear_cross_entropy", mutates_args=())
+_NUMBERS = (
+    "ScalarType dtype, int ignore_index, float label_smoothing, float z_loss, float logit_scale, "
+    "float? softcap"
+)
+_LAYER = "Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target, Tensor? weight"
+torch.library.define(
+    "custom_ops::linear_cross_entropy",
+    f"({_LAYER}, {_NUMBERS}, bool predict, bool total, int[] wanted, int? block_rows) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+torch.library.define(
+    "custom_ops::linear_cross_entropy_vjp",
+    f"({_LAYER}, Tensor g, Tensor? h, Tensor M, Tensor L, {_NUMBERS}, int[] wanted, "
+    "int? block_rows) -> (Tensor, Tensor, Tensor)",
+)
+
+
+@torch.library.impl("custom_ops::linear_cross_entropy", "CompositeExplicitAutograd")
 def _op(
     input: Tensor,
     linear_weight: Tensor,
@@ -115,21 +140,22 @@ def _op(
     softcap: float | None,
     predict: bool,
     total: bool,
-    wanted: Sequence[bool],
+    wanted: Sequence[int],
     block_rows: int | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    o = _options(dtype, ignore_index, label_smoothing, z_loss, logit_scale, softcap, predict)
-    blocks = Blocks(total, tuple(wanted), block_rows)  # type: ignore[arg-type]
+    _check(input, linear_weight, linear_bias, target, weight, dtype)
+    o = options(dtype, ignore_index, label_smoothing, z_loss, logit_scale, softcap, predict)
     with torch.no_grad():
         loss, M, L, prediction, products = last_layer.linear_cross_entropy(
-            input, linear_weight, linear_bias, target, weight, o, blocks
+            *(input, linear_weight, linear_bias, target, weight, o),
+            blocks(total, wanted, block_rows),
         )
     dx, dW, db = (_or_empty(t, M) for t in products)
     prediction = target.new_empty(0, dtype=torch.int64) if prediction is None else prediction
     return loss, M, L, prediction, dx, dW, db
 
 
-@_op.register_fake
+@torch.library.register_fake("custom_ops::linear_cross_entropy")
 def _(input, linear_weight, linear_bias, target, weight, dtype, *rest):  # type: ignore[no-untyped-def]
     predict, total, wanted, _ = rest[-4:]
     N, sums = input.shape[0], statistics_dtype(input.dtype)
@@ -143,7 +169,7 @@ def _(input, linear_weight, linear_bias, target, weight, dtype, *rest):  # type:
     return loss, M, L, prediction, *products
 
 
-@torch.library.custom_op("custom_ops::linear_cross_entropy_vjp", mutates_args=())
+@torch.library.impl("custom_ops::linear_cross_entropy_vjp", "CompositeExplicitAutograd")
 def _vjp_op(
     input: Tensor,
     linear_weight: Tensor,
@@ -160,19 +186,23 @@ def _vjp_op(
     z_loss: float,
     logit_scale: float,
     softcap: float | None,
-    wanted: Sequence[bool],
+    wanted: Sequence[int],
     block_rows: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    o = _options(dtype, ignore_index, label_smoothing, z_loss, logit_scale, softcap, False)
-    blocks = Blocks(False, tuple(wanted), block_rows)  # type: ignore[arg-type]
+    _check(input, linear_weight, linear_bias, target, weight, dtype)
+    for name, rows in (("g", g), ("h", h), ("M", M), ("L", L)):
+        _expect(name, rows, input.shape[:1], dtype)
+    o = options(dtype, ignore_index, label_smoothing, z_loss, logit_scale, softcap, False)
     tensors = input, linear_weight, linear_bias, target, weight, g, h, M, L
     with torch.no_grad():
-        products = last_layer.linear_cross_entropy_vjp(*tensors, o, blocks)
+        products = last_layer.linear_cross_entropy_vjp(
+            *tensors, o, blocks(False, wanted, block_rows)
+        )
     dx, dW, db = (_or_empty(t, M) for t in products)
     return dx, dW, db
 
 
-@_vjp_op.register_fake
+@torch.library.register_fake("custom_ops::linear_cross_entropy_vjp")
 def _(input, linear_weight, linear_bias, *rest):  # type: ignore[no-untyped-def]
     M, wanted, sums = rest[5], rest[-2], statistics_dtype(input.dtype)
     return tuple(
@@ -181,28 +211,31 @@ def _(input, linear_weight, linear_bias, *rest):  # type: ignore[no-untyped-def]
     )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, dtype, ignore_index, eps, z_loss, scale, cap = inputs[:11]
-    ctx.numbers = dtype, ignore_index, eps, z_loss, scale, cap
-    ctx.rows = inputs[-1]
-    _, M, L, *_ = output
-    ctx.save_for_backward(*tensors, M, L)
-
-
-def _backward(ctx: Any, g: Tensor, _: Tensor, h: Tensor, *__: Tensor) -> tuple[Any, ...]:
-    x, W, b, target, weight, M, L = ctx.saved_tensors
-    needs = ctx.needs_input_grad
-    if any(needs[3:5]):
-        raise NotImplementedError(
-            "an exported linear_cross_entropy has gradients for input, linear_weight and "
-            "linear_bias; probabilities and class weights that require grad were given"
+def _check(
+    x: Tensor,
+    W: Tensor,
+    b: Tensor | None,
+    target: Tensor,
+    weight: Tensor | None,
+    dtype: torch.dtype,
+) -> None:
+    """Raise unless the shapes fit: a saved graph may be run with other tensors than its own."""
+    if x.dim() != 2 or W.dim() != 2 or x.shape[1] != W.shape[1]:
+        raise ValueError(
+            "input must be (N, D) and linear_weight (C, D), got shapes "
+            f"{tuple(x.shape)} and {tuple(W.shape)}"
         )
-    tensors = x, W, b, target, weight, g.expand(L.shape), h, M, L
-    products = torch.ops.custom_ops.linear_cross_entropy_vjp(
-        *tensors, *ctx.numbers, needs[:3], ctx.rows
-    )
-    wanted = _wanted_of(products, needs[:3])
-    return *(None if t is None else t.to(x.dtype) for t in wanted), *[None] * 12
+    (N, _), (C, _) = x.shape, W.shape
+    _expect("linear_weight", W, W.shape, x.dtype)
+    _expect("linear_bias", b, (C,), x.dtype)
+    _expect("weight", weight, (C,), dtype)
+    _expect("target", target, (N, C) if target.is_floating_point() else (N,), target.dtype)
 
 
-_op.register_autograd(_backward, setup_context=_setup_context)
+def _expect(name: str, t: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> None:
+    if t is None:
+        return
+    if tuple(t.shape) != tuple(shape):
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(t.shape)}")
+    if t.dtype != dtype:
+        raise TypeError(f"{name} must be {dtype}, got {t.dtype}")

@@ -1,13 +1,16 @@
 """The C++ kernels for the CPU (`cpu/`), where they were built.
 
-Their operators are opaque to autograd and to torch.func, so they answer where nothing is
-differentiated: in the forward of a Function, and in a backward that is not differentiated itself.
+They answer where nothing is differentiated: in the forward of a Function, and in a backward that is
+not differentiated itself. Where a mode or a tracer sees the operators, they are called as
+torch.ops.custom_ops, whose derivatives are registered in `custom_ops.derivatives`; elsewhere
+directly, which spares the dispatcher.
 """
 
 from __future__ import annotations
 
 import importlib
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +19,7 @@ from custom_ops.kernels import fakes
 from custom_ops.kernels.labels import checked_labels
 from custom_ops.kernels.options import Options
 from custom_ops.kernels.plain import is_plain
+from custom_ops.surroundings import is_watched
 
 __all__ = [
     "add_product_",
@@ -64,29 +68,34 @@ def takes(*tensors: Tensor | None) -> bool:
     return library is not None and all(t is None or is_plain(t, "cpu") for t in tensors)
 
 
+def _operators() -> Any:
+    """The kernels as functions; where somebody watches the operators, as torch knows them."""
+    return torch.ops.custom_ops if library is None or is_watched() else library.direct
+
+
 def softmax(z: Tensor, dim: int) -> Tensor:
     """p = exp(z − M) / Σ exp(z − M)."""
-    return torch.ops.custom_ops.softmax(z, dim, False)
+    return _operators().softmax(z, dim, False)
 
 
 def log_softmax(z: Tensor, dim: int) -> Tensor:
     """log p = (z − M) − L."""
-    return torch.ops.custom_ops.softmax(z, dim, True)
+    return _operators().softmax(z, dim, True)
 
 
 def contract(p: Tensor, v: Tensor, dim: int) -> Tensor:
     """J v = vᵀJ = p ⊙ (v − ⟨p, v⟩)."""
-    return torch.ops.custom_ops.contract(p, v, dim)
+    return _operators().contract(p, v, dim)
 
 
 def log_softmax_vjp(y: Tensor, v: Tensor, dim: int) -> Tensor:
     """v − p Σ_k v_k, with p = exp(y)."""
-    return torch.ops.custom_ops.log_softmax_vjp(y, v, dim)
+    return _operators().log_softmax_vjp(y, v, dim)
 
 
 def log_softmax_jvp(y: Tensor, v: Tensor, dim: int) -> Tensor:
     """v − ⟨p, v⟩, with p = exp(y)."""
-    return torch.ops.custom_ops.log_softmax_jvp(y, v, dim)
+    return _operators().log_softmax_jvp(y, v, dim)
 
 
 def cross_entropy(
@@ -95,7 +104,7 @@ def cross_entropy(
     """Return ℓ, M, L and the prediction (None unless it is wanted), as `eager.cross_entropy`."""
     if not (target.is_floating_point() or target.dtype == torch.int64):
         target = checked_labels(target, input.shape[o.dim], o.ignore_index)
-    loss, M, L, prediction = torch.ops.custom_ops.cross_entropy(
+    loss, M, L, prediction = _operators().cross_entropy(
         _readable(input, o), _readable(target, o), weight, o.dim, o.dtype, *o.numbers, o.predict
     )
     return loss, M, L, prediction if o.predict else None
@@ -113,7 +122,7 @@ def cross_entropy_vjp(
 ) -> Tensor:
     """Return z'(x) ⊙ (a·p − g·ỹ), as `eager.cross_entropy_vjp`."""
     tensors = _readable(input, o), _readable(target, o), weight, g, h, M, L
-    return torch.ops.custom_ops.cross_entropy_vjp(*tensors, o.dim, *o.numbers).to(input.dtype)
+    return _operators().cross_entropy_vjp(*tensors, o.dim, *o.numbers).to(input.dtype)
 
 
 def cross_entropy_vjp_(
@@ -131,7 +140,7 @@ def cross_entropy_vjp_(
     if _readable(logits, o) is not logits:
         return logits.copy_(cross_entropy_vjp(logits, target, weight, g, h, M, L, o))
     tensors = logits, _readable(target, o), weight, g, h, M, L
-    torch.ops.custom_ops.cross_entropy_vjp_(*tensors, o.dim, *o.numbers)
+    _operators().cross_entropy_vjp_(*tensors, o.dim, *o.numbers)
     return logits
 
 
@@ -148,12 +157,12 @@ def cross_entropy_hvp_(
 ) -> tuple[Tensor, Tensor]:
     """Put dz in the place of z and ∂⟨u, dz⟩/∂z in that of u; return ∂⟨u, dz⟩ over ∂g and ∂h."""
     tensors = z, _readable(target, o), weight, u, g, h, M, L
-    return torch.ops.custom_ops.cross_entropy_hvp_(*tensors, *o.numbers[:3])
+    return _operators().cross_entropy_hvp_(*tensors, *o.numbers[:3])
 
 
 def total(x: Tensor) -> Tensor:
     """Σ x, 0-d."""
-    return torch.ops.custom_ops.total(x)
+    return _operators().total(x)
 
 
 def add_product_(total: Tensor, dz: Tensor, x: Tensor) -> bool:

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
-from torch.autograd import forward_ad
-from torch.nn import Parameter
 
-__all__ = ["is_plain"]
+from custom_ops import surroundings
+
+__all__ = ["can_be_read", "is_plain"]
 
 
 def is_plain(t: Tensor, device: str) -> bool:
-    """Whether `t` is a tensor of torch's own class on `device`, not differentiated here."""
+    """Whether a kernel on `device` may read `t`, and nothing differentiates it here."""
     if t.device.type != device or (t.requires_grad and torch.is_grad_enabled()):
         return False
     if torch.compiler.is_compiling():
-        return True
-    return (
-        type(t) in (Tensor, Parameter)
-        and forward_ad._current_level < 0
-        and not is_functorch_wrapped_tensor(t)
-        and not is_legacy_batchedtensor(t)
-        and not t.is_neg()  # such a view's memory holds other numbers
-    )
+        return surroundings.tracing_levels() == 0
+    return surroundings.is_plain(t, device)
+
+
+def can_be_read(t: Tensor) -> bool:
+    """Whether Python may ask for a value of `t`: it waits for no device, and nobody traces."""
+    return surroundings.is_plain(t, "cpu") and not surroundings.is_watched()

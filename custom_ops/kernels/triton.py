@@ -17,6 +17,7 @@ from torch import Tensor
 from custom_ops.kernels import eager, native
 from custom_ops.kernels.options import Options
 from custom_ops.kernels.plain import is_plain
+from custom_ops.surroundings import is_watched
 
 __all__ = [
     "contract",
@@ -66,9 +67,7 @@ def takes(*tensors: Tensor | None) -> bool:
 
 def _operators() -> Any:
     """The launching functions; where somebody watches the operators, these as torch knows them."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
-        return torch.ops.custom_ops_cuda
-    return library
+    return torch.ops.custom_ops_cuda if is_watched() else library
 
 
 def softmax(z: Tensor, dim: int) -> Tensor:

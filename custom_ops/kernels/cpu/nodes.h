@@ -51,37 +51,26 @@ inline const Launcher* launcher_for(const Tensor& t) {
   return found == launchers().end() ? nullptr : &found->second;
 }
 
-// Whether nothing but autograd's reverse mode looks at t.
+// Whether t is a dense strided tensor that nothing but autograd's reverse mode looks at.
 inline bool plain(const Tensor& t) {
-  static const c10::DispatchKeySet others({
-      c10::DispatchKey::Python,
-      c10::DispatchKey::PythonTLSSnapshot,
-      c10::DispatchKey::FuncTorchBatched,
-      c10::DispatchKey::FuncTorchGradWrapper,
-      c10::DispatchKey::FuncTorchDynamicLayerFrontMode,
-      c10::DispatchKey::FuncTorchDynamicLayerBackMode,
-      c10::DispatchKey::Batched,
-      c10::DispatchKey::Functionalize,
-      c10::DispatchKey::Conjugate,
-      c10::DispatchKey::Negative,
-      c10::DispatchKey::ZeroTensor,
-      c10::DispatchKey::Tracer,
+  static const c10::DispatchKeySet known({
+      c10::DispatchKey::CPU,
+      c10::DispatchKey::CUDA,
+      c10::DispatchKey::ADInplaceOrView,
+      c10::DispatchKey::AutogradCPU,
+      c10::DispatchKey::AutogradCUDA,
+      c10::DispatchKey::AutocastCPU,
+      c10::DispatchKey::AutocastCUDA,
   });
-  return (t.device().is_cpu() || launcher_for(t)) && t.layout() == c10::kStrided && !t.key_set().has_any(others) &&
-      !t._fw_grad(0).defined();
+  return (t.device().is_cpu() || launcher_for(t)) &&
+      !(t.key_set().raw_repr() & ~known.raw_repr()) && !t._fw_grad(0).defined();
 }
 
+// Whether the thread is as it is without any mode, transform or tracer; autocast may be on.
 inline bool surroundings_plain() {
-  static const c10::DispatchKeySet modes({
-      c10::DispatchKey::Python,
-      c10::DispatchKey::FuncTorchDynamicLayerFrontMode,
-      c10::DispatchKey::FuncTorchVmapMode,
-      c10::DispatchKey::VmapMode,
-      c10::DispatchKey::Functionalize,
-      c10::DispatchKey::PreDispatch,
-      c10::DispatchKey::Tracer,
-  });
-  return !c10::impl::tls_local_dispatch_key_set().included_.has_any(modes) &&
+  static const auto known = c10::autocast_dispatch_keyset |
+      c10::DispatchKeySet({c10::DispatchKey::BackendSelect, c10::DispatchKey::ADInplaceOrView});
+  return !(c10::impl::tls_local_dispatch_key_set().included_.raw_repr() & ~known.raw_repr()) &&
       !c10::impl::TorchDispatchModeTLS::any_modes_set() &&
       at::impl::PythonTorchFunctionTLS::stack_len() == 0;
 }
@@ -144,13 +133,28 @@ enum class Reduction { none, sum, mean };
 constexpr const char* REDUCTIONS[] = {"none", "sum", "mean"};
 
 // A cross-entropy but for its tensors.
-struct Plan : torch::CustomClassHolder {
+struct Plan {
   Options o;
   int64_t dim;
   c10::ScalarType dtype, result_dtype;
   Reduction reduction;
   double normalizer;  // 0 for none
   bool inplace;
+
+  // Kept by autograd as plain numbers, which compiled autograd can hash.
+  void save(AutogradContext* ctx) const {
+    ctx->saved_data["integers"] = std::vector<int64_t>{
+        o.ignore_index, dim, int64_t(dtype), int64_t(result_dtype), int64_t(reduction), inplace};
+    ctx->saved_data["numbers"] = std::vector<double>{
+        o.label_smoothing, o.z_loss, o.logit_scale, o.softcap, normalizer};
+  }
+
+  static Plan saved(AutogradContext* ctx) {
+    const auto i = ctx->saved_data["integers"].toIntVector();
+    const auto x = ctx->saved_data["numbers"].toDoubleVector();
+    return {{i[0], x[0], x[1], x[2], x[3]}, i[1], c10::ScalarType(i[2]), c10::ScalarType(i[3]),
+            Reduction(i[4]), x[4], i[5] != 0};
+  }
 };
 
 // The denominator of the mean.
@@ -173,13 +177,14 @@ acc_t mean_rows(const Plan& plan, const Tensor& input, const Tensor& target,
   return total(rows.data(), labels.numel());
 }
 
-// What the rows receive: g, or one number for all of them.
-inline Tensor upstream(const Tensor& g, const Plan& plan, double denominator) {
+// What the rows receive: g, or one number for all of them, divided by that of a mean.
+inline Tensor upstream(const Tensor& g, const Plan& plan, const Tensor& divisor) {
   if (plan.reduction == Reduction::none) return g.to(plan.dtype);
   Tensor all = at::empty({}, g.options().dtype(plan.dtype));
   dispatch(plan.dtype, [&](auto acc) {
     using acc_t = decltype(acc);
-    *all.mutable_data_ptr<acc_t>() = Source<acc_t>(g)[0] / acc_t(denominator);
+    const acc_t rows = divisor.defined() ? *divisor.const_data_ptr<acc_t>() : acc_t(1);
+    *all.mutable_data_ptr<acc_t>() = Source<acc_t>(g)[0] / rows;
   });
   return all;
 }
@@ -190,38 +195,38 @@ inline std::optional<double> softcap_of(const Options& o) {
 
 struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& target,
-                        const std::optional<Tensor>& weight, const c10::intrusive_ptr<Plan>& plan) {
-    ctx->saved_data["plan"] = c10::IValue::make_capsule(plan);
+                        const std::optional<Tensor>& weight, const Plan* made) {
+    const Plan& plan = *made;
+    plan.save(ctx);
+    Tensor loss, M, L, divisor;  // of a mean; the Function saves these as well, in this order
     if (const Launcher* there = launcher_for(input)) {
-      const Options& o = plan->o;
+      const Options& o = plan.o;
       py::gil_scoped_acquire gil;
-      const auto [loss, M, L, divisor] =
+      std::optional<Tensor> n;
+      std::tie(loss, M, L, n) =
           there
-              ->forward(input, target, weight, plan->dim, plan->dtype, plan->result_dtype,
-                        REDUCTIONS[int(plan->reduction)], plan->normalizer, o.ignore_index,
+              ->forward(input, target, weight, plan.dim, plan.dtype, plan.result_dtype,
+                        REDUCTIONS[int(plan.reduction)], plan.normalizer, o.ignore_index,
                         o.label_smoothing, o.z_loss, o.logit_scale, softcap_of(o))
               .cast<std::tuple<Tensor, Tensor, Tensor, std::optional<Tensor>>>();
-      ctx->save_for_backward({input, target, weight.value_or(Tensor()), M, L,
-                              divisor.value_or(Tensor())});
-      return loss;
-    }
-    auto [loss, M, L, _] =
-        cross_entropy(input, target, weight, plan->dim, plan->dtype, false, plan->o);
-    double denominator = 1;
-    if (plan->reduction != Reduction::none) {
-      loss = total(loss);
-      if (plan->reduction == Reduction::mean) {
-        dispatch(plan->dtype, [&](auto acc) {
+      divisor = n.value_or(Tensor());
+    } else {
+      std::tie(loss, M, L, std::ignore) =
+          cross_entropy(input, target, weight, plan.dim, plan.dtype, false, plan.o);
+      if (plan.reduction != Reduction::none) loss = total(loss);
+      if (plan.reduction == Reduction::mean) {
+        divisor = at::empty({}, loss.options());
+        dispatch(plan.dtype, [&](auto acc) {
           using acc_t = decltype(acc);
-          const acc_t rows = mean_rows<acc_t>(*plan, input, target, weight);
+          const acc_t rows = mean_rows<acc_t>(plan, input, target, weight);
+          *divisor.mutable_data_ptr<acc_t>() = rows;
           *loss.mutable_data_ptr<acc_t>() /= rows;
-          denominator = rows;
         });
       }
+      loss = loss.to(plan.result_dtype);
     }
-    ctx->save_for_backward({input, target, weight.value_or(Tensor()), M, L, Tensor()});
-    ctx->saved_data["denominator"] = denominator;
-    return loss.to(plan->result_dtype);
+    ctx->save_for_backward({input, target, weight.value_or(Tensor()), M, L, divisor});
+    return loss;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
@@ -230,30 +235,26 @@ struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
                  &L = saved[4], &divisor = saved[5];
     std::optional<Tensor> weight;
     if (saved[2].defined()) weight = saved[2];
-    const auto plan =
-        c10::static_intrusive_pointer_cast<Plan>(ctx->saved_data["plan"].toCapsule());
+    const Plan plan = Plan::saved(ctx);
     const Launcher* there = launcher_for(input);
-    const double denominator = there ? 1 : ctx->saved_data["denominator"].toDouble();
-    const Options& o = plan->o;
+    const Options& o = plan.o;
+    const auto rows = divisor.defined() ? std::optional<Tensor>(divisor) : std::nullopt;
     Tensor dx;
     if (!g.defined()) {
     } else if (!plain_backward(g)) {
       py::gil_scoped_acquire gil;
-      const py::object rows = divisor.defined() ? py::cast(divisor) : py::cast(denominator);
-      dx = python_vjp("cross_entropy", input, target, weight, g, M, L, rows, plan->dim,
-                      plan->dtype, o.ignore_index, o.label_smoothing, o.z_loss, o.logit_scale,
-                      softcap_of(o), false, plan->inplace);
+      dx = python_vjp("cross_entropy", input, target, weight, g, M, L, rows, plan.dim, plan.dtype,
+                      o.ignore_index, o.label_smoothing, o.z_loss, o.logit_scale, softcap_of(o),
+                      false, plan.inplace);
     } else if (there) {
       py::gil_scoped_acquire gil;
       dx = there
-               ->backward(input, target, weight, g, M, L,
-                          divisor.defined() ? std::optional<Tensor>(divisor) : std::nullopt,
-                          plan->dim, plan->inplace, o.ignore_index, o.label_smoothing, o.z_loss,
-                          o.logit_scale, softcap_of(o))
+               ->backward(input, target, weight, g, M, L, rows, plan.dim, plan.inplace,
+                          o.ignore_index, o.label_smoothing, o.z_loss, o.logit_scale, softcap_of(o))
                .cast<Tensor>();
     } else {
-      dx = cross_entropy_vjp(input, target, weight, upstream(g, *plan, denominator), std::nullopt,
-                             M, L, plan->dim, plan->inplace, o);
+      dx = cross_entropy_vjp(input, target, weight, upstream(g, plan, divisor), std::nullopt, M, L,
+                             plan.dim, plan.inplace, o);
     }
     return {dx, Tensor(), Tensor(), Tensor()};
   }
@@ -270,26 +271,26 @@ inline bool read_number(py::handle value, double least, double& number) {
   return std::isfinite(number) && number >= least;
 }
 
-// The plan for arguments that are all as they should be; null where a second look is needed, at
+// The plan for arguments that are all as they should be; none where a second look is needed, at
 // what is wrong or at what is rare.
-inline c10::intrusive_ptr<Plan> plan_of(const Tensor& x, const Tensor& target,
+inline std::optional<Plan> plan_of(const Tensor& x, const Tensor& target,
                                         const std::optional<Tensor>& weight,
                                         py::handle ignore_index, py::handle reduction,
                                         py::handle label_smoothing, py::handle z_loss,
                                         py::handle softcap, py::handle logit_scale,
                                         py::handle normalizer, py::handle dtype,
                                         py::handle inplace) {
-  auto plan = c10::make_intrusive<Plan>();
-  Options& o = plan->o;
+  Plan plan;
+  Options& o = plan.o;
   int overflow = 0;
   if (!PyLong_CheckExact(ignore_index.ptr())) return {};
   o.ignore_index = PyLong_AsLongLongAndOverflow(ignore_index.ptr(), &overflow);
   constexpr double least = std::numeric_limits<double>::min(), any = -INF<double>;
-  o.softcap = plan->normalizer = 0;
+  o.softcap = plan.normalizer = 0;
   if (overflow || !read_number(label_smoothing, 0, o.label_smoothing) || o.label_smoothing > 1 ||
       !read_number(z_loss, 0, o.z_loss) || !read_number(logit_scale, any, o.logit_scale) ||
       (!softcap.is_none() && !read_number(softcap, least, o.softcap)) ||
-      (!normalizer.is_none() && !read_number(normalizer, least, plan->normalizer)) ||
+      (!normalizer.is_none() && !read_number(normalizer, least, plan.normalizer)) ||
       !PyUnicode_CheckExact(reduction.ptr())) {
     return {};
   }
@@ -297,7 +298,7 @@ inline c10::intrusive_ptr<Plan> plan_of(const Tensor& x, const Tensor& target,
     return PyUnicode_CompareWithASCIIString(reduction.ptr(), name) == 0;
   };
   if (!is("mean") && (!normalizer.is_none() || !(is("sum") || is("none")))) return {};
-  plan->reduction = is("mean") ? Reduction::mean : is("sum") ? Reduction::sum : Reduction::none;
+  plan.reduction = is("mean") ? Reduction::mean : is("sum") ? Reduction::sum : Reduction::none;
 
   const auto is_half = [](c10::ScalarType t) { return t == c10::kBFloat16 || t == c10::kHalf; };
   const auto is_float = [&](c10::ScalarType t) {
@@ -307,30 +308,30 @@ inline c10::intrusive_ptr<Plan> plan_of(const Tensor& x, const Tensor& target,
   const bool widened = is_half(x.scalar_type()) && at::autocast::is_autocast_enabled(x.device().type());
   const auto type = widened ? c10::kFloat : x.scalar_type();
   if (!dtype.is_none() && !THPDtype_Check(dtype.ptr())) return {};
-  plan->result_dtype =
+  plan.result_dtype =
       dtype.is_none() ? type : reinterpret_cast<THPDtype*>(dtype.ptr())->scalar_type;
-  plan->dtype = plan->result_dtype == c10::kDouble ? c10::kDouble : c10::kFloat;
-  const bool readable = x.scalar_type() == plan->dtype ||
-      (plan->dtype == c10::kFloat && is_half(x.scalar_type()));
-  if (!is_float(plan->result_dtype) || !readable || x.dim() == 0 || x.numel() == 0) return {};
+  plan.dtype = plan.result_dtype == c10::kDouble ? c10::kDouble : c10::kFloat;
+  const bool readable = x.scalar_type() == plan.dtype ||
+      (plan.dtype == c10::kFloat && is_half(x.scalar_type()));
+  if (!is_float(plan.result_dtype) || !readable || x.dim() == 0 || x.numel() == 0) return {};
 
-  plan->dim = x.dim() > 1 ? 1 : 0;
+  plan.dim = x.dim() > 1 ? 1 : 0;
   if (target.sizes() == x.sizes()) {
     if (target.scalar_type() != type || o.ignore_index >= 0) return {};
   } else if (target.scalar_type() != c10::kLong ||
-             target.sizes() != c10::IntArrayRef(row_sizes(x, plan->dim))) {
+             target.sizes() != c10::IntArrayRef(row_sizes(x, plan.dim))) {
     return {};
   }
   if (weight &&
-      (weight->dim() != 1 || weight->numel() != x.size(plan->dim) ||
+      (weight->dim() != 1 || weight->numel() != x.size(plan.dim) ||
        (weight->scalar_type() != type &&
-        (dtype.is_none() || weight->scalar_type() != plan->result_dtype)))) {
+        (dtype.is_none() || weight->scalar_type() != plan.result_dtype)))) {
     return {};
   }
   const bool own_memory = x.is_contiguous() && !x.is_view();
   if (!PyBool_Check(inplace.ptr())) return {};
-  plan->inplace = inplace.ptr() == Py_True;
-  if (plan->inplace && (!own_memory || (differentiable(x) && x.is_leaf()))) return {};
+  plan.inplace = inplace.ptr() == Py_True;
+  if (plan.inplace && (!own_memory || (differentiable(x) && x.is_leaf()))) return {};
   return plan;
 }
 
@@ -361,7 +362,7 @@ inline py::object cross_entropy_node(py::handle input, py::handle target, py::ha
   Tensor loss;
   {
     py::gil_scoped_release no_gil;
-    loss = CrossEntropy::apply(x, t, w, plan);
+    loss = CrossEntropy::apply(x, t, w, &*plan);
   }
   return py::cast(loss);
 }

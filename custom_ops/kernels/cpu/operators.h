@@ -1,5 +1,6 @@
 // The kernels as functions of tensors. They trust their arguments but for one thing: no label is
-// read through before it is known to be a class.
+// read through before it is known to be a class. What a saved graph or anybody may call checks its
+// arguments first (`check.h`).
 #pragma once
 
 #include <ATen/ops/empty.h>
@@ -10,13 +11,12 @@
 #include <sstream>
 #include <tuple>
 
+#include "check.h"
 #include "cross_entropy.h"
 #include "hessian.h"
 #include "softmax.h"
 
 namespace custom_ops {
-
-using at::Tensor;
 
 // Calls f with a number of the type that the input's numbers lie in memory as.
 template <typename F>
@@ -129,12 +129,6 @@ struct Inputs {
     return {x, t, weight.defined() ? weight.const_data_ptr<acc_t>() : nullptr, o};
   }
 };
-
-inline std::vector<int64_t> row_sizes(const Tensor& input, int64_t dim) {
-  auto sizes = input.sizes().vec();
-  if (!sizes.empty()) sizes.erase(sizes.begin() + at::maybe_wrap_dim(dim, input.dim()));
-  return sizes;
-}
 
 // ℓ, M, L and the prediction (empty unless it is wanted), one a row, as `dtype`. `input` is of
 // `dtype` or of a half type, labels are int64, and the weights are of `dtype`.

@@ -76,7 +76,7 @@ def mean(
     given: float,
 ) -> tuple[Tensor, Tensor]:
     """Return Σℓ/n and n of few rows, both 0-d; n is `given`, or counts the labels in `target`."""
-    result, divisor = loss.new_empty(2).unbind()
+    result, divisor = loss.new_empty(()), loss.new_empty(())
     labels = None if target is None else target.contiguous()
     weight = None if weight is None else weight.contiguous()
     _launch(loss, labels, weight, result, divisor, classes, ignore_index, given)

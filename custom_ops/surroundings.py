@@ -1,0 +1,174 @@
+"""What surrounds a call: every private name of torch that this package reads, and nothing else.
+
+Read in torch 2.11, 2.12 and 2.13. Each name is looked up once, here. Where a version has no such
+name, the answer is the one that costs speed and no correctness: a tensor is not plain, a call is
+watched, a graph is kept.
+
+Three questions are answered, all by allow-lists:
+
+- `is_plain`: may a kernel read this tensor's memory?
+- `is_known`: may an autograd Function hold this tensor, or must plain algebra answer for it?
+- `is_watched`: does a mode or a tracer see the operators that are called? Then no value may be
+  read, no buffer reused, and every kernel is called as a registered operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+__all__ = [
+    "below_autograd",
+    "dispatch_modes",
+    "forward_levels",
+    "func_levels",
+    "graph_is_kept",
+    "is_known",
+    "is_plain",
+    "is_transformed",
+    "is_watched",
+    "root_of",
+    "tracing_levels",
+]
+
+
+def _find(path: str) -> Any:
+    """Return the attribute of torch that `path` names, or None where this version has none."""
+    found: Any = torch
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return found
+
+
+_interpreter_stack = _find("_C._functorch.get_interpreter_stack")
+_transform_type = _find("_C._functorch.TransformType")
+_keeps_graph = _find("_C._autograd._get_current_graph_task_keep_graph")
+_tensor_keys = _find("_C._dispatch_keys")
+_included_keys = _find("_C._dispatch_tls_local_include_set")
+_dispatch_modes = _find("_C._len_torch_dispatch_stack")
+_mode_stack = _find("utils._python_dispatch._get_current_dispatch_mode_stack")
+_below_autograd = _find("_C._AutoDispatchBelowAutograd")
+
+
+@cache
+def _keys(*names: str) -> int:
+    """Return these dispatch keys as bits; a key that this version does not have is left out."""
+    sets, keys, bits = _find("_C.DispatchKeySet"), _find("_C.DispatchKey"), 0
+    for name in names:
+        if sets is not None and hasattr(keys, name):
+            bits |= sets(getattr(keys, name)).raw_repr()
+    return bits
+
+
+def _plain_keys(backend: str) -> int:
+    """The keys of a dense strided tensor of torch's own class."""
+    return _keys(backend, "ADInplaceOrView", f"Autograd{backend}", f"Autocast{backend}")
+
+
+_PLAIN = {"cpu": _plain_keys("CPU"), "cuda": _plain_keys("CUDA")}
+#: A view's sign and conjugation, and torch.func's wrappers: autograd Functions handle these.
+_WRAPPERS = _keys(
+    *("Negative", "Conjugate", "ZeroTensor"),
+    *("FuncTorchBatched", "FuncTorchGradWrapper", "Functionalize"),
+)
+_KNOWN = _WRAPPERS | _keys(
+    *(key for b in ("CPU", "CUDA", "Meta", "MPS", "XPU") for key in (b, f"Autograd{b}")),
+    *("AutocastCPU", "AutocastCUDA", "AutocastMPS", "AutocastXPU", "ADInplaceOrView"),
+)
+#: What a thread has without any mode or transform; autocast is asked for by its public name.
+_QUIET = _keys("BackendSelect", "ADInplaceOrView", "AutocastCPU", "AutocastCUDA")
+#: The classes with which torch itself traces; by name, as importing them takes seconds.
+_TRACERS = {
+    "torch._subclasses.fake_tensor.FakeTensor",
+    "torch._subclasses.functional_tensor.FunctionalTensor",
+}
+
+
+def is_plain(t: Tensor, device: str) -> bool:
+    """Whether `t` is a dense strided tensor of torch's own class on `device` ("cpu" or "cuda").
+
+    Autograd's reverse mode may differentiate it; no transform, tangent or view of another sign is
+    in the way of its memory.
+    """
+    return (
+        type(t) in (Tensor, Parameter)
+        and _tensor_keys is not None
+        and not _tensor_keys(t).raw_repr() & ~_PLAIN[device]
+        and forward_levels() == 0
+    )
+
+
+def is_known(t: Tensor) -> bool:
+    """Whether autograd Functions treat `t` rightly: torch's own class, or one that torch traces by.
+
+    Not known are subclasses, DTensor among them; sparse, nested and quantised tensors; and a batch
+    of upstream gradients, as torch.autograd.grad(..., is_grads_batched=True) hands them on.
+    """
+    if type(t) not in (Tensor, Parameter):
+        return f"{type(t).__module__}.{type(t).__qualname__}" in _TRACERS
+    return _tensor_keys is not None and not _tensor_keys(t).raw_repr() & ~_KNOWN
+
+
+def is_watched() -> bool:
+    """Whether a dispatch mode, a tracer or a transform of torch.func sees each operator."""
+    if torch.compiler.is_compiling() or _dispatch_modes is None or _included_keys is None:
+        return True
+    return bool(_dispatch_modes()) or bool(_included_keys().raw_repr() & ~_QUIET)
+
+
+def dispatch_modes() -> list[Any]:
+    """Return the dispatch modes around the call, the outermost first."""
+    return (_mode_stack and _mode_stack()) or []
+
+
+def func_levels() -> list[Any]:
+    """Return torch.func's transforms around the call, the outermost first."""
+    return (_interpreter_stack and _interpreter_stack()) or []
+
+
+def forward_levels() -> int:
+    """Return how many levels of forward mode are open: torch.func's, or else a dual_level."""
+    jvps = sum(level.key() == _transform_type.Jvp for level in func_levels())
+    return max(jvps, int(getattr(forward_ad, "_current_level", -1) >= 0))
+
+
+def _constant(function: Callable[[], int]) -> Callable[[], int]:
+    """Have Dynamo call the function when it traces, and keep its result in the graph.
+
+    This is what torch.compiler.assume_constant_result does, which first imports Dynamo: a second.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@_constant
+def tracing_levels() -> int:
+    """Return how many transforms and forward levels surround a call that Dynamo traces."""
+    return len(func_levels()) + forward_levels()
+
+
+def is_transformed() -> bool:
+    """Whether torch.compile, a torch.func transform or forward mode surrounds the call."""
+    return torch.compiler.is_compiling() or bool(func_levels()) or forward_levels() > 0
+
+
+def graph_is_kept() -> bool:
+    """Whether what the running backward saved may be asked for again: it must stay as it is."""
+    return is_transformed() or is_watched() or _keeps_graph is None or bool(_keeps_graph())
+
+
+def below_autograd() -> Any:
+    """Return a context in which an operator called again skips its autograd kernel."""
+    return _below_autograd()
+
+
+def root_of(view: Tensor) -> Tensor:
+    """Return the tensor that `view` is a view of, or itself."""
+    base = getattr(view, "_base", None)
+    return view if base is None else base
