@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
 import torch
 from torch import Tensor
 
-__all__ = ["autocast_dtype", "autocast_is_on", "autocast_linear", "autocast_widened"]
+__all__ = [
+    "autocast_dtype",
+    "autocast_is_on",
+    "autocast_linear",
+    "autocast_widened",
+    "without_autocast",
+]
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -46,6 +56,23 @@ def autocast_widened(
     if weight is not None and weight.dtype in HALVES:
         weight = weight.float()
     return torch.float32 if input.dtype in HALVES else input.dtype, target, weight
+
+
+def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate what takes its tensors as they are, though autocast may be on when it is called.
+
+    A backward can run under another autocast than its forward did: its products would be rounded.
+    """
+
+    @wraps(function)
+    def exact(*args: Any) -> Any:
+        tensor = next((a for a in args if isinstance(a, Tensor)), None)
+        if tensor is None or not autocast_is_on(tensor):
+            return function(*args)
+        with torch.autocast(tensor.device.type, enabled=False):
+            return function(*args)
+
+    return exact
 
 
 def autocast_linear(tensor: Tensor) -> Tensor:

@@ -7,24 +7,28 @@ import numbers
 import operator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from custom_ops.surroundings import root_of
+from custom_ops.surroundings import is_masked, root_of
 
 __all__ = [
     "ArgumentError",
     "as_index",
+    "as_number",
     "check_class_weight",
-    "check_cross_entropy_numbers",
     "check_cross_entropy_tensors",
+    "check_dense",
     "check_dim",
     "check_dtype",
     "check_inplace",
     "check_input",
     "check_label_dtype",
     "check_label_weight",
+    "check_linear_module",
     "check_normalizer",
     "check_probabilities",
+    "check_vector",
+    "checked_numbers",
 ]
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -37,6 +41,15 @@ LABELS = (
     torch.uint16,
     torch.uint32,
     torch.uint64,
+)
+
+
+SPARSE = (
+    torch.sparse_coo,
+    torch.sparse_csr,
+    torch.sparse_csc,
+    torch.sparse_bsr,
+    torch.sparse_bsc,
 )
 
 
@@ -55,10 +68,36 @@ def check_input(name: str, input: object, dtype: torch.dtype | None) -> None:
             f"{name} is not implemented for {input.dtype}: expected a floating-point input "
             "(float64, float32, bfloat16 or float16)"
         )
+    if input.layout in SPARSE:
+        raise NotImplementedError(
+            f"{name} is not implemented for {input.layout}: expected a dense one"
+        )
 
 
-def check_dtype(name: str, dtype: torch.dtype | None) -> None:
+def check_dense(name: str, input: Tensor) -> None:
+    """Raise unless `input` has rows and columns: it is neither nested nor of another layout."""
+    if input.is_nested or input.is_mkldnn or is_masked(input):
+        kind = "a nested tensor" if input.is_nested else f"{type(input).__name__}, {input.layout}"
+        raise NotImplementedError(
+            f"{name} is not implemented for {kind}: expected a dense strided tensor"
+        )
+
+
+def check_vector(name: str, input: object) -> None:
+    """Raise unless `input` is a tensor of a floating-point dtype."""
+    if not isinstance(input, Tensor):
+        raise TypeError(f"{name} must be a Tensor, got {type(input).__name__}")
+    if input.dtype not in FLOATS:
+        raise NotImplementedError(
+            f"contract is not implemented for {name} of {input.dtype}: expected float64, float32, "
+            "bfloat16 or float16"
+        )
+
+
+def check_dtype(name: str, dtype: object) -> None:
     """Raise unless `dtype` is None or one that has a softmax."""
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype must be a torch.dtype or None, got {dtype!r}")
     if dtype is not None and dtype not in FLOATS:
         raise NotImplementedError(
             f"{name} is not implemented for dtype={dtype}: expected float64, float32, bfloat16 or "
@@ -67,12 +106,26 @@ def check_dtype(name: str, dtype: torch.dtype | None) -> None:
 
 
 def as_index(name: str, value: object) -> int:
-    """Return `value` as an int, or raise TypeError; numpy's integers are ints, a bool is not."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
+    """Return `value` as an int of 64 bits, or raise; numpy's integers are ints, a bool is not."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    return operator.index(value)
+    index = value if isinstance(value, int) else operator.index(value)
+    if not -(2**63) <= index < 2**63:
+        raise ArgumentError(f"{name} must fit in 64 bits, got {index}")
+    return index
+
+
+def as_number(name: str, value: object) -> float:
+    """Return `value` as a float, or raise.
+
+    A tensor is no number, as the derivative to it would be lost.
+    """
+    if not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ArgumentError(f"{name} must be a finite number, got {value}") from None
 
 
 def check_dim(dim: int, input: Tensor) -> int:
@@ -86,23 +139,18 @@ def check_dim(dim: int, input: Tensor) -> int:
     return dim % n
 
 
-def check_cross_entropy_numbers(
-    reduction: str,
-    label_smoothing: float,
-    z_loss: float,
-    softcap: float | None,
-    logit_scale: float,
-) -> None:
-    """Raise unless every option has a value that means something."""
-    for name, value in (
-        ("label_smoothing", label_smoothing),
-        ("z_loss", z_loss),
-        ("softcap", softcap),
-        ("logit_scale", logit_scale),
-    ):
-        if not isinstance(value, numbers.Real) and not (value is None and name == "softcap"):
-            # a tensor too: its derivative would be lost
-            raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+def checked_numbers(
+    reduction: object,
+    label_smoothing: object,
+    z_loss: object,
+    logit_scale: object,
+    softcap: object,
+) -> tuple[float, float, float, float | None]:
+    """Return the four numbers as floats; raise unless every option means something."""
+    label_smoothing = as_number("label_smoothing", label_smoothing)
+    z_loss = as_number("z_loss", z_loss)
+    logit_scale = as_number("logit_scale", logit_scale)
+    softcap = None if softcap is None else as_number("softcap", softcap)
     if reduction not in ("none", "mean", "sum"):
         raise ArgumentError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
     if not 0.0 <= label_smoothing <= 1.0:
@@ -113,6 +161,7 @@ def check_cross_entropy_numbers(
         raise ArgumentError(f"softcap must be a finite number above 0, or None, got {softcap}")
     if not -math.inf < logit_scale < math.inf:
         raise ArgumentError(f"logit_scale must be a finite number, got {logit_scale}")
+    return label_smoothing, z_loss, logit_scale, softcap
 
 
 def check_normalizer(normalizer: float | Tensor | None, reduction: str) -> None:
@@ -133,7 +182,7 @@ def check_normalizer(normalizer: float | Tensor | None, reduction: str) -> None:
         raise TypeError(
             f"normalizer must be a number or a 0-d tensor, got {type(normalizer).__name__}"
         )
-    elif not 0.0 < normalizer < math.inf:
+    elif not 0.0 < as_number("normalizer", normalizer) < math.inf:
         raise ArgumentError(f"normalizer must be a finite number above 0, got {normalizer}")
 
 
@@ -251,3 +300,32 @@ def _overlaps(x: Tensor) -> bool:
                 return True
             span += (size - 1) * stride
     return False
+
+
+#: Where nn.Module keeps what runs around `forward`.
+_HOOKS = {
+    "_forward_pre_hooks": "a forward pre-hook",
+    "_forward_hooks": "a forward hook",
+    "_backward_pre_hooks": "a backward pre-hook",
+    "_backward_hooks": "a backward hook",
+}
+
+
+def check_linear_module(linear: object) -> None:
+    """Raise unless calling `linear` is x Wᵀ + b and nothing else."""
+    if not isinstance(linear, nn.Linear):
+        raise TypeError(f"linear must be an nn.Linear, got {type(linear).__name__}")
+    more = "whose forward is not that of nn.Linear"
+    if type(linear).forward is nn.Linear.forward and "forward" not in vars(linear):
+        hooks = [
+            f"{what}, {getattr(hook, '__qualname__', type(hook).__name__)}"
+            for name, what in _HOOKS.items()
+            for hook in getattr(linear, name, {}).values()
+        ]
+        if not hooks:
+            return
+        more = f"with {hooks[0]}"
+    raise ArgumentError(
+        f"linear is a {type(linear).__name__} {more}: the loss reads weight and bias and does not "
+        "call the layer, so that would be left out; expected a plain nn.Linear"
+    )

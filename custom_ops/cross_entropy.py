@@ -23,25 +23,25 @@ logits, Bello et al. (2017) and Gemma 2 (2024, section 2).
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from custom_ops import kernels
+from custom_ops import kernels, sharded
 from custom_ops.apply import apply, forward_mode_of, node, set_node_vjp
 from custom_ops.autocast import autocast_widened
 from custom_ops.checks import (
     as_index,
-    check_cross_entropy_numbers,
     check_cross_entropy_tensors,
+    check_dense,
     check_dtype,
     check_inplace,
     check_input,
     check_label_weight,
     check_normalizer,
+    checked_numbers,
 )
 from custom_ops.kernels import Options, eager, targets
 from custom_ops.reduction import Total, denominator
@@ -174,10 +174,24 @@ def cross_entropy(
         if loss is not None:
             return loss
     check_input("cross_entropy", input, None)
+    check_dense("cross_entropy", input)
     check_dtype("cross_entropy", dtype)
     ignore_index = as_index("ignore_index", ignore_index)
     check_cross_entropy_tensors(input, target, weight, ignore_index)
     check_normalizer(normalizer, reduction)
+    if sharded.is_sharded(input, target, weight):
+        return sharded.cross_entropy(
+            cross_entropy,
+            *(input, target, weight, ignore_index),
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            softcap=softcap,
+            logit_scale=logit_scale,
+            normalizer=normalizer,
+            dtype=dtype or promoted(*autocast_widened(input, target, weight)),
+            return_stats=return_stats,
+        )
     inplace = inplace_backward and not (is_transformed() or is_watched())
     if inplace:
         check_inplace(input)
@@ -211,12 +225,7 @@ def cross_entropy(
     return (loss, CrossEntropyStats(M + L, prediction)) if return_stats else loss
 
 
-def make_options(*values: Any) -> Options:
-    """Check the numbers and return them as the kernels take them."""
-    return (_options if torch.compiler.is_compiling() else _kept_options)(*values)
-
-
-def _options(
+def make_options(
     dim: int,
     dtype: torch.dtype,
     ignore_index: int,
@@ -228,22 +237,9 @@ def _options(
     predict: bool,
     inplace: bool,
 ) -> Options:
-    check_cross_entropy_numbers(reduction, label_smoothing, z_loss, softcap, logit_scale)
-    return Options(
-        dim=dim,
-        dtype=dtype,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        z_loss=z_loss,
-        logit_scale=logit_scale,
-        softcap=softcap,
-        predict=predict,
-        inplace=inplace,
-    )
-
-
-# A training loop asks for the same ones at every step. Typed: True is not 1.0.
-_kept_options = lru_cache(maxsize=64, typed=True)(_options)
+    """Check the numbers and return them as the kernels take them."""
+    numbers = checked_numbers(reduction, label_smoothing, z_loss, logit_scale, softcap)
+    return Options(dim, dtype, ignore_index, *numbers, predict=bool(predict), inplace=inplace)
 
 
 def promoted(dtype: torch.dtype, target: Tensor, weight: Tensor | None) -> torch.dtype:

@@ -77,7 +77,8 @@ def _softmax(inputs: Any, output: Tensor) -> Any:
 
 
 def _cross_entropy(inputs: Any, output: Any) -> Any:
-    o = Options(*inputs[3:], False)
+    dim, dtype, index, smoothing, z_loss, scale, softcap, predict = inputs[3:]
+    o = Options(dim, dtype, index, smoothing, z_loss, scale, softcap, predict, inplace=False)
     return CrossEntropyFunction, (o,), output
 
 

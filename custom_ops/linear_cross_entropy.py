@@ -35,11 +35,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from custom_ops import kernels
+from custom_ops import kernels, sharded
 from custom_ops.apply import apply, forward_mode_of
-from custom_ops.autocast import autocast_linear, autocast_widened
+from custom_ops.autocast import autocast_linear, autocast_widened, without_autocast
 from custom_ops.checks import (
     check_class_weight,
+    check_dense,
     check_dtype,
     check_input,
     check_label_dtype,
@@ -179,11 +180,27 @@ def linear_cross_entropy(
     tensor([0.1269, 0.6931])
     """
     check_input("linear_cross_entropy", input, None)
+    check_dense("linear_cross_entropy", input)
     check_dtype("linear_cross_entropy", dtype)
     rows_shape, soft = check_linear(input, linear_weight, linear_bias, target)
     index = chosen_ignore_index(ignore_index, soft)
     check_normalizer(normalizer, reduction)
     rows = check_block_rows(block_rows, options)
+    if sharded.is_sharded(input, linear_weight, target, linear_bias, weight):
+        return sharded.linear_cross_entropy(
+            linear_cross_entropy,
+            *(input, linear_weight, target, linear_bias, weight),
+            reduction=reduction,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            softcap=softcap,
+            logit_scale=logit_scale,
+            normalizer=normalizer,
+            dtype=dtype or promoted(*autocast_widened(input, target, weight)),
+            block_rows=rows,
+            return_stats=return_stats,
+        )
     C = linear_weight.shape[0]
     (check_probabilities if soft else check_label_dtype)(target)
     if weight is not None:
@@ -217,9 +234,8 @@ def linear_cross_entropy(
         weight = weight.to(o.dtype)
 
     total = reduction != "none"
-    layers = _layers(linear_weight, linear_bias, target, positions)
-    x = _as_rows(input)
-    found = [_pass(x, W, b, t, weight, o, total, rows) for W, b, t in layers]
+    layers = _layers(_as_rows(input), linear_weight, linear_bias, target, positions)
+    found = [_pass(*layer, weight, o, total, rows) for layer in layers]
     columns = list(zip(*found, strict=True))
     loss, M, L = (torch.stack(column, -1) if positions else column[0] for column in columns[:3])
     if total:
@@ -242,15 +258,18 @@ def _as_rows(x: Tensor) -> Tensor:
 
 
 def _layers(
-    W: Tensor, b: Tensor | None, target: Tensor, positions: tuple[int, ...]
-) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
-    """Yield W, b and the target of every position; of the one there is without positions."""
+    x: Tensor, W: Tensor, b: Tensor | None, target: Tensor, positions: tuple[int, ...]
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None, Tensor]]:
+    """Yield x, W, b and the target of every position; of the one there is without positions."""
     if not positions:
-        yield W, b, target
+        yield x, W, b, target
         return
     W, b = W.flatten(1, -2), None if b is None else b.flatten(1)
+    if W.shape[1] == 0:  # no row of no layer, so that the gradients are zeros of the right shapes
+        yield x[:0], W.sum(1), None if b is None else b.sum(1), target[:0]
     for position in range(W.shape[1]):
         yield (
+            x,
             W[:, position],
             None if b is None else b[:, position],
             target[position :: W.shape[1]],
@@ -320,6 +339,7 @@ class LinearCrossEntropyFunction(Function):
         return loss, M, L, prediction, *products
 
     @staticmethod
+    @without_autocast
     def plain(
         x: Tensor,
         W: Tensor,
@@ -348,6 +368,7 @@ class LinearCrossEntropyFunction(Function):
         ctx.save_for_forward(*tensors, M, L, *constants[1:])
 
     @staticmethod
+    @without_autocast
     def backward(ctx: Any, g: Tensor | None, _: None, h: Tensor | None, *__: None) -> Any:
         x, W, b, target, weight, M, L, *products = ctx.saved_tensors
         needs = ctx.needs_input_grad
@@ -372,6 +393,7 @@ class LinearCrossEntropyFunction(Function):
 @forward_mode_of(LinearCrossEntropyFunction)
 class _LinearCrossEntropyWithJvp(LinearCrossEntropyFunction):
     @staticmethod
+    @without_autocast
     def jvp(
         ctx: Any,
         dx: Tensor | None,
@@ -422,7 +444,10 @@ class LinearCrossEntropyVjpFunction(Function):
         # under vmap the forward does not see that an outer level differentiates
         taken = all(t is not None for t, w in zip(products, blocks.wanted, strict=True) if w)
         if taken and h is None and g.dim() == 0:
-            if not target.is_floating_point():  # without a row that counts, g may be 1/0
+            # without a row that counts g may be 1/0, and the products are 0
+            if 0 in (len(x), len(W)):
+                g = torch.zeros_like(g)
+            elif not target.is_floating_point():
                 g = g.masked_fill(targets.ignored_rows(target, o).all(), 0.0)
             scaled = [
                 None if t is None or not wanted else kernels.scaled(t, g, x.dtype, give)
@@ -439,6 +464,7 @@ class LinearCrossEntropyVjpFunction(Function):
         return tuple(None if t is None else t.to(x.dtype) for t in products)
 
     @staticmethod
+    @without_autocast
     def plain(x: Tensor, W: Tensor, b: Tensor | None, *rest: Any) -> Any:
         target, weight, g, h, *_, o, blocks, _ = rest
         sums = _Sums(blocks.wanted, x.dtype)
@@ -455,6 +481,7 @@ class LinearCrossEntropyVjpFunction(Function):
         ctx.save_for_forward(*tensors, M, L)
 
     @staticmethod
+    @without_autocast
     def backward(ctx: Any, v_x: Tensor | None, v_W: Tensor | None, v_b: Tensor | None) -> Any:
         x, W, b, target, weight, g, h, _, _ = ctx.saved_tensors
         o, needs = ctx.o, ctx.needs_input_grad
@@ -495,6 +522,7 @@ class LinearCrossEntropyVjpFunction(Function):
 @forward_mode_of(LinearCrossEntropyVjpFunction)
 class _LinearCrossEntropyVjpWithJvp(LinearCrossEntropyVjpFunction):
     @staticmethod
+    @without_autocast
     def jvp(
         ctx: Any,
         dx: Tensor | None,

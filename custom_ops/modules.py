@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.loss import _WeightedLoss
 
+from custom_ops.checks import check_linear_module
 from custom_ops.cross_entropy import CrossEntropyStats, cross_entropy
 from custom_ops.linear_cross_entropy import linear_cross_entropy
 from custom_ops.softmax import log_softmax, softmax
@@ -199,7 +200,12 @@ class LinearCrossEntropyLoss(_WeightedLoss):
         >>> layer.weight = embedding.weight
         >>> LinearCrossEntropyLoss.from_linear(layer, z_loss=1e-4).linear.weight is embedding.weight
         True
+
+        A layer that does more than x Wᵀ + b is refused, as the loss reads W and b and never calls
+        it: one with hooks (pruning and the older weight_norm are hooks), or whose forward is not
+        nn.Linear's (an adapter). A parametrized layer is taken: reading its weight computes it.
         """
+        check_linear_module(linear)
         loss = cls(linear.in_features, linear.out_features, device="meta", **options)
         loss.linear = linear
         return loss
@@ -212,6 +218,7 @@ class LinearCrossEntropyLoss(_WeightedLoss):
         self, input: Tensor, target: Tensor, *, normalizer: float | Tensor | None = None
     ) -> Tensor | tuple[Tensor, CrossEntropyStats]:
         """Return the loss, or (loss, stats) with `return_stats=True`."""
+        check_linear_module(self.linear)
         shape = (self.num_classes, *self.out_features)
         W, b = self.linear.weight, self.linear.bias
         return linear_cross_entropy(  # type: ignore[call-overload, misc]

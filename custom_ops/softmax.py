@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from custom_ops import kernels
+from custom_ops import kernels, sharded
 from custom_ops.apply import apply, forward_mode_of, node, set_node_vjp
 from custom_ops.autocast import autocast_dtype
-from custom_ops.checks import check_dim, check_input
+from custom_ops.checks import check_dim, check_input, check_vector
 from custom_ops.kernels import eager
+from custom_ops.nested import by_parts, has_parts, is_foreign_layout
 
 __all__ = ["contract", "log_softmax", "softmax"]
 
@@ -29,7 +30,8 @@ def softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor
 
     Args:
         input: logits of any shape, also 0-d; float64, float32, bfloat16 or float16 (sums and
-            exponentials of the half types are taken in float32).
+            exponentials of the half types are taken in float32). A nested tensor is taken part by
+            part; MaskedTensor and MKL-DNN's layout get torch's own softmax.
         dim: the dimension of the classes, −input.dim() … input.dim() − 1.
         dtype: if given, the input is converted to it first, and the result has it.
 
@@ -38,15 +40,23 @@ def softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor
 
     Raises:
         IndexError: `dim` is out of range.
-        NotImplementedError: the input, or `dtype`, is not of a floating-point type.
+        NotImplementedError: the input, or `dtype`, is not of a floating-point type; or the input is
+            sparse.
+        TypeError: `dtype` is no torch.dtype, `dim` no int, `input` no tensor.
 
     >>> softmax(torch.tensor([0.0, 0.0, -torch.inf]), 0)
     tensor([0.5000, 0.5000, 0.0000])
     """
     check_input("softmax", input, dtype)
+    if has_parts(input):
+        return by_parts(softmax, input, dim, dtype)
     dim = check_dim(dim, input)
+    if is_foreign_layout(input):
+        return torch.softmax(input, dim, dtype)
     dtype = autocast_dtype(input, dtype)
     z = input if dtype is None else input.to(dtype)
+    if sharded.is_sharded(z):
+        return sharded.softmax(softmax, z, dim)
     p = node("softmax", z, dim)
     return apply(SoftmaxFunction, z, dim) if p is None else p
 
@@ -60,9 +70,15 @@ def log_softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Te
     tensor([-0.6931, -0.6931])
     """
     check_input("log_softmax", input, dtype)
+    if has_parts(input):
+        return by_parts(log_softmax, input, dim, dtype)
     dim = check_dim(dim, input)
+    if is_foreign_layout(input):
+        return torch.log_softmax(input, dim, dtype)
     dtype = autocast_dtype(input, dtype)
     z = input if dtype is None else input.to(dtype)
+    if sharded.is_sharded(z):
+        return sharded.softmax(log_softmax, z, dim)
     y = node("log_softmax", z, dim)
     return apply(LogSoftmaxFunction, z, dim) if y is None else y
 
@@ -78,10 +94,19 @@ def contract(p: Tensor, v: Tensor, dim: int = -1) -> Tensor:
     Returns:
         The contraction in the shape and dtype of `v`, differentiable in both arguments.
 
+    Raises:
+        IndexError: `dim` is out of range.
+        NotImplementedError: p or v is not of a floating-point type.
+        RuntimeError: the shapes do not broadcast.
+        TypeError: not a tensor.
+
     >>> p, v = torch.tensor([0.5, 0.5]), torch.tensor([1.0, 0.0])
     >>> contract(p, v)
     tensor([ 0.2500, -0.2500])
     """
+    check_vector("p", p)
+    check_vector("v", v)
+    check_dim(dim, p)
     return kernels.contract(p, v, dim)
 
 

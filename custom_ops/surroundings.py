@@ -30,6 +30,7 @@ __all__ = [
     "func_levels",
     "graph_is_kept",
     "is_known",
+    "is_masked",
     "is_plain",
     "is_transformed",
     "is_watched",
@@ -113,6 +114,11 @@ def is_known(t: Tensor) -> bool:
     if type(t) not in (Tensor, Parameter):
         return f"{type(t).__module__}.{type(t).__qualname__}" in _TRACERS
     return _tensor_keys is not None and not _tensor_keys(t).raw_repr() & ~_KNOWN
+
+
+def is_masked(t: Tensor) -> bool:
+    """Whether `t` is a MaskedTensor, whose class no public name is for without importing it."""
+    return type(t).__module__ == "torch.masked.maskedtensor.core"
 
 
 def is_watched() -> bool:

@@ -20,7 +20,7 @@ def register() -> None:
     and one that is open has copied the registry already.
     """
     counter = sys.modules.get("torch.utils.flop_counter")
-    if counter is None:
+    if counter is None or torch.compiler.is_compiling():
         return
     operators = torch.ops.custom_ops
     formulas = {
