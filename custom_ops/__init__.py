@@ -5,7 +5,7 @@
 tensor(0.6931)
 """
 
-from custom_ops import derivatives, jacobian
+from custom_ops import derivatives, exporters, jacobian
 from custom_ops.cross_entropy import CrossEntropyStats, cross_entropy
 from custom_ops.kernels import backend
 from custom_ops.linear_cross_entropy import linear_cross_entropy
@@ -33,3 +33,4 @@ __all__ = [
 ]
 
 derivatives.register()
+exporters.register()

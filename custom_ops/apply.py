@@ -11,7 +11,13 @@ from torch import Tensor
 from torch.autograd import Function
 
 from custom_ops.kernels import native
-from custom_ops.surroundings import forward_levels, func_levels, is_known, tracing_levels
+from custom_ops.surroundings import (
+    forward_levels,
+    func_levels,
+    is_exporting,
+    is_known,
+    tracing_levels,
+)
 
 __all__ = ["apply", "forward_mode_of", "node", "set_node_vjp"]
 
@@ -69,14 +75,11 @@ def apply(function: type[Function], *args: Any) -> Any:
       keep the forward alone, under no_grad.
     """
     if torch.compiler.is_compiling():
-        plain = torch.compiler.is_exporting() or tracing_levels() > 0
+        plain = is_exporting() or tracing_levels() > 0
         return function.plain(*args) if plain else function.apply(*args)  # type: ignore[attr-defined]
-    if _nested_forward() or not all(is_known(a) for a in args if isinstance(a, Tensor)):
+    known = all(is_known(a) for a in args if isinstance(a, Tensor))
+    if forward_levels() > 1 or not known or is_exporting():
         return function.plain(*args)  # type: ignore[attr-defined]
     if not torch.is_grad_enabled() and not func_levels() and forward_levels() == 0:
         return function.forward(*args)
     return function.with_jvp.apply(*args)  # type: ignore[attr-defined]
-
-
-def _nested_forward() -> bool:
-    return forward_levels() > 1

@@ -62,7 +62,13 @@ from custom_ops.kernels.last_layer import Blocks, Products
 from custom_ops.last_layer_checks import check_block_rows, check_linear, chosen_ignore_index
 from custom_ops.reduction import denominator
 from custom_ops.row import Row, blank_ignored
-from custom_ops.surroundings import graph_is_kept, is_known, is_watched
+from custom_ops.surroundings import (
+    graph_is_kept,
+    is_exporting,
+    is_known,
+    is_onnx_tracing,
+    is_watched,
+)
 
 __all__ = ["linear_cross_entropy"]
 
@@ -293,7 +299,7 @@ def _pass(
         grad and W.requires_grad,
         grad and b is not None and b.requires_grad,
     )
-    if torch.compiler.is_exporting():
+    if is_exporting() and not is_onnx_tracing():
         # the operator with a formula of its own: of a Function, export keeps the forward alone
         blocks = Blocks(total, (False, False, False), rows)
         return last_layer_ops.linear_cross_entropy(x, W, b, target, weight, o, blocks)[:4]

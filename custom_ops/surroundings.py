@@ -14,6 +14,7 @@ Three questions are answered, all by allow-lists:
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -29,12 +30,15 @@ __all__ = [
     "forward_levels",
     "func_levels",
     "graph_is_kept",
+    "is_exporting",
     "is_known",
     "is_masked",
+    "is_onnx_tracing",
     "is_plain",
     "is_transformed",
     "is_watched",
     "root_of",
+    "set_decomposition",
     "tracing_levels",
 ]
 
@@ -54,6 +58,7 @@ _tensor_keys = _find("_C._dispatch_keys")
 _included_keys = _find("_C._dispatch_tls_local_include_set")
 _dispatch_modes = _find("_C._len_torch_dispatch_stack")
 _mode_stack = _find("utils._python_dispatch._get_current_dispatch_mode_stack")
+_register_decomposition = _find("_decomp.register_decomposition")
 _below_autograd = _find("_C._AutoDispatchBelowAutograd")
 
 
@@ -167,6 +172,25 @@ def is_transformed() -> bool:
 def graph_is_kept() -> bool:
     """Whether what the running backward saved may be asked for again: it must stay as it is."""
     return is_transformed() or is_watched() or _keeps_graph is None or bool(_keeps_graph())
+
+
+def is_exporting() -> bool:
+    """Whether torch.export or torch.onnx.export runs the call for a program of ATen operators."""
+    if torch.compiler.is_compiling():
+        return torch.compiler.is_exporting()
+    return torch.compiler.is_exporting() or is_onnx_tracing()
+
+
+def is_onnx_tracing() -> bool:
+    """Whether torch.onnx.export(dynamo=False) traces the call."""
+    onnx = sys.modules.get("torch.onnx")  # not imported with torch
+    return onnx is not None and onnx.is_in_onnx_export()
+
+
+def set_decomposition(operator: Any, decomposition: Callable[..., Any]) -> None:
+    """Have converters of exported programs, torch.onnx among them, decompose the operator."""
+    if _register_decomposition is not None:
+        _register_decomposition(operator)(decomposition)
 
 
 def below_autograd() -> Any:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from custom_ops.surroundings import is_onnx_tracing
+
 __all__ = ["checked_labels"]
 
 torch.library.define(
@@ -23,6 +25,8 @@ def checked_labels(target: Tensor, classes: int, ignore_index: int) -> Tensor:
     because reading the answer would wait for the device; there a bad label makes its row NaN, and
     the Triton kernels raise at the next call.
     """
+    if is_onnx_tracing():  # whose graph has no exceptions
+        return target.to(torch.int64)
     return torch.ops.custom_ops.checked_labels(target, classes, ignore_index)
 
 
