@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from custom_ops.kernels import eager, last_layer_ops, targets
+from custom_ops.kernels import eager, last_layer_ops, statistics_dtype, targets
 from custom_ops.row import blank_ignored
 from custom_ops.surroundings import set_decomposition
 
@@ -28,24 +28,33 @@ def _checked_labels(target: Tensor, classes: int, ignore_index: int) -> Tensor:
 def _linear_cross_entropy(
     x: Tensor, W: Tensor, b: Tensor | None, target: Tensor, weight: Tensor | None, *numbers: Any
 ) -> tuple[Tensor, ...]:
-    """ℓ or Σℓ, M, L and the prediction from the logits; no gradients, as none are exported."""
-    *numbers_of_o, total, _, _ = numbers
+    """ℓ or Σℓ, M, L, the prediction and the gradient of Σℓ, from logits that are built.
+
+    The formulas are those of `custom_ops.cross_entropy`. Nothing is written in place, as a
+    decomposition must not.
+    """
+    *numbers_of_o, total, wanted, _ = numbers
     o = last_layer_ops.options(*numbers_of_o)
-    z, _, _ = eager.capped(blank_ignored(F.linear(x, W, b), target, o), o)
+    x = blank_ignored(x, target, o)
+    z, slope, _ = eager.capped(F.linear(x, W, b), o)
     M = eager.maximum(z, 1)
-    L = (z - M).exp().sum(1, keepdim=True).log()  # not in place: a decomposition must not be
+    L = (z - M).exp().sum(1, keepdim=True).log()
     y = targets.weighted(targets.smoothed(target, len(W), o), weight, o)
-    loss = targets.product(y, (M - z) + L).sum(1)
+    loss = targets.product(y, (M - z) + L).sum(1) + o.z_loss * (M + L).squeeze(1) ** 2
+    dz = slope * ((y.sum(1, keepdim=True) + 2 * o.z_loss * (M + L)) * ((z - M) - L).exp() - y)
     M, L, prediction = M.squeeze(1), L.squeeze(1), z.argmax(1)
-    loss = loss + o.z_loss * (M + L) ** 2
     if not target.is_floating_point():
         rows = targets.LabelRows.of(target, len(W), o)
-        loss = rows.mask(loss)
+        loss, dz = rows.mask(loss), dz.masked_fill(rows.ignored.unsqueeze(1), 0.0)
+    if not target.is_floating_point() and o.predict:
         M, L = M.masked_fill(rows.ignored, 0.0), L.masked_fill(rows.ignored, 0.0)
         prediction = prediction.masked_fill(rows.ignored, -1)
-    empty = M.new_empty(0)
-    prediction = prediction if o.predict else empty.long()
-    return loss.sum() if total else loss, M, L, prediction, empty, empty, empty
+    empty, dtype = M.new_empty(0), statistics_dtype(x.dtype)
+    dx = (dz @ W.to(dz.dtype)).to(dtype) if wanted[0] else empty
+    dW = (dz.t() @ x.to(dz.dtype)).to(dtype) if wanted[1] else empty
+    db = dz.sum(0).to(dtype) if wanted[2] and b is not None else empty
+    prediction = prediction if o.predict else prediction.new_empty(0)
+    return loss.sum() if total else loss, M, L, prediction, dx, dW, db
 
 
 def register() -> None:
