@@ -26,6 +26,15 @@ class Head(nn.Module):
         return self.loss(self.layer(x), target)
 
 
+class Whole(nn.Module):
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        return self.loss(x, target)
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...]]] = {
     "softmax": (lambda: custom_ops.Softmax(1), (torch.randn(4, 6),)),
     "log_softmax": (lambda: custom_ops.LogSoftmax(1), (torch.randn(4, 6),)),
@@ -38,7 +47,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...]]] = {
         (torch.randn(4, 6), torch.rand(4, 5)),
     ),
     "last layer": (
-        lambda: custom_ops.LinearCrossEntropyLoss(6, 5, bias=True, softcap=3.0),
+        lambda: Whole(custom_ops.LinearCrossEntropyLoss(6, 5, bias=True, softcap=3.0)),
         (torch.randn(4, 6), LABELS),
     ),
 }

@@ -1,7 +1,7 @@
 """torch's own samples of the four ops under everything that can surround a call.
 
-The right value is torch's own answer: loss and gradients of the built-in, in float64. A surrounding is
-a way to get a value and its gradients from a function of some leaves.
+The right value is torch's own answer: loss and gradients of the built-in, in float64. A surrounding
+is a way to get a value and its gradients from a function of some leaves.
 """
 
 from __future__ import annotations
