@@ -1,5 +1,8 @@
 """Arguments that cannot be used: torch's type of exception, the value, and what was expected."""
 
+from fractions import Fraction
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -146,3 +149,56 @@ def test_only_the_first_bad_label_is_named_and_uint64_beyond_int64_is_bad():
     target = torch.tensor([0, 1, 2**63 + 5, 9], dtype=torch.uint64)
     with pytest.raises(IndexError, match=rf"target\[2\] is {2**63 + 5}, out of range"):
         cross_entropy(X, target)
+
+
+NO_NUMBERS = {
+    "a list": ({"label_smoothing": [0.1]}, TypeError, "label_smoothing must be a number, got list"),
+    "a list as cap": ({"softcap": [1.0]}, TypeError, "softcap must be a number, got list"),
+    "a list as factor": ({"z_loss": [1]}, TypeError, "z_loss must be a number, got list"),
+    "a list of reductions": ({"reduction": ["mean"]}, ValueError, r"got \['mean'\]"),
+    "beyond 64 bits": ({"ignore_index": 2**63}, ValueError, "ignore_index must fit in 64 bits"),
+    "below 64 bits": ({"ignore_index": -(2**63) - 1}, ValueError, "must fit in 64 bits, got -92"),
+    "no float": ({"z_loss": 10**400}, ValueError, "z_loss must be a finite number"),
+    "no float to scale by": ({"logit_scale": 10**400}, ValueError, "logit_scale must be a finite"),
+    "no float to divide by": ({"normalizer": 10**400}, ValueError, "normalizer must be a finite"),
+    "a dtype's name": ({"dtype": "float32"}, TypeError, "must be a torch.dtype or None, got 'fl"),
+    "numpy's dtype": ({"dtype": np.float32}, TypeError, "must be a torch.dtype or None, got <cl"),
+}
+
+
+@pytest.mark.parametrize("case", NO_NUMBERS)
+def test_an_option_that_is_no_number_has_our_sentence(case):
+    options, error, sentence = NO_NUMBERS[case]
+    with pytest.raises(error, match=sentence):
+        cross_entropy(X, T, **options)
+    with pytest.raises(error, match=sentence):
+        custom_ops.linear_cross_entropy(X, torch.zeros(5, 5), T, **options)
+
+
+def test_a_fraction_and_numpys_numbers_are_numbers():
+    want = cross_entropy(X, T, label_smoothing=0.25)
+    for number in (Fraction(1, 4), np.float32(0.25)):
+        torch.testing.assert_close(cross_entropy(X, T, label_smoothing=number), want)
+
+
+@pytest.mark.parametrize("f", [custom_ops.softmax, custom_ops.log_softmax])
+@pytest.mark.parametrize("dtype", ["float32", float, np.float32])
+def test_a_dtype_is_torchs(f, dtype):
+    with pytest.raises(TypeError, match=r"must be a torch\.dtype or None, got"):
+        f(X, 0, dtype)
+
+
+@pytest.mark.parametrize(
+    ("args", "error"),
+    [
+        ((X, [1.0]), TypeError),
+        ((X, X.long()), NotImplementedError),
+        ((X.long(), X), NotImplementedError),
+        ((X, X, 2), IndexError),
+        ((X, X, "0"), TypeError),
+        ((X, X[:3]), RuntimeError),
+    ],
+)
+def test_contract_refuses_what_has_no_product(args, error):
+    with pytest.raises(error):
+        custom_ops.contract(*args)

@@ -214,3 +214,34 @@ class Identity(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g: Tensor) -> None:
         return None
+
+
+OVERLAPS = {
+    "unfolded": lambda x: x.flatten().unfold(0, C, 1),
+    "unfolded, rows apart": lambda x: x.flatten().unfold(0, C, C - 1),
+    "expanded": lambda x: x[:1].expand(N, C),
+    "strided over itself": lambda x: x.as_strided((4, C), (2, 3)),
+}
+APART = {
+    "a column cut": lambda x: x[:, 3:],
+    "every other row": lambda x: x[::2],
+    "transposed": lambda x: x.t(),
+    "unfolded side by side": lambda x: x.flatten().unfold(0, C, C),
+}
+
+
+@pytest.mark.parametrize("view", OVERLAPS)
+def test_logits_that_share_memory_are_refused(view: str):
+    z = OVERLAPS[view](logits()[1])
+    with pytest.raises(ValueError, match="entries of input share memory"):
+        cross_entropy(z, torch.zeros(len(z), dtype=torch.int64), inplace_backward=True)
+
+
+@pytest.mark.parametrize("view", APART)
+def test_logits_that_lie_apart_hold_their_gradient(view: str):
+    leaf, z = logits()
+    z = APART[view](z)
+    target = torch.zeros(len(z), dtype=torch.int64)
+    (want,) = torch.autograd.grad(cross_entropy(APART[view](leaf * 1), target), leaf)
+    cross_entropy(z, target, inplace_backward=True).backward()
+    torch.testing.assert_close(leaf.grad, want)

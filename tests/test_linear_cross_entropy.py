@@ -465,3 +465,30 @@ def test_autocast_takes_the_products_in_the_lower_precision():
     for a, c in zip(torch.autograd.grad(got, ours), torch.autograd.grad(want, theirs), strict=True):
         assert a.dtype == torch.float32
         assert_close(a, c, rtol=2**-7, atol=2**-9)  # bfloat16's rounding of the products
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("shape", [(9, 9, 0, 5), (9, 0, 5), (9, 0, 2, 5)])
+def test_a_layer_for_no_positions_has_torchs_answer(shape, soft, reduction):
+    positions = shape[1:-1]
+    target = torch.rand(9, 9, *positions) if soft else torch.zeros(9, *positions, dtype=torch.long)
+    results = []
+    for f in (linear_cross_entropy, F.linear_cross_entropy):
+        x, W = torch.ones(9, 5, requires_grad=True), torch.ones(shape, requires_grad=True)
+        loss = f(x, W, target, reduction=reduction)
+        results.append((loss, *torch.autograd.grad(loss.sum(), (x, W))))
+    assert_close(*results, equal_nan=True)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize(("rows", "classes"), [(0, 3), (0, 0), (4, 0), (0, 1)])
+def test_no_rows_or_no_classes_have_gradients_of_zero(rows, classes, soft, reduction):
+    leaves = differentiable(torch.ones(rows, 2), torch.ones(classes, 2), torch.ones(classes))
+    target = torch.zeros(rows, classes) if soft else torch.full((rows,), -100)
+    x, W, b = leaves
+    loss = linear_cross_entropy(x, W, target, b, reduction=reduction)
+    assert loss.isnan().all() if reduction == "mean" else (loss == 0).all()
+    for gradient, leaf in zip(torch.autograd.grad(loss.sum(), leaves), leaves, strict=True):
+        assert torch.equal(gradient, torch.zeros_like(leaf))

@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torch.testing._internal.common_modules import module_db
 
 import custom_ops
@@ -187,3 +188,60 @@ def test_a_model_trains_with_them():
         optimizer.step()
         history.append(c.item())
     assert history[-1] < history[0]
+
+
+class Adapter(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + 1
+
+
+def hooked(register: str) -> nn.Linear:
+    layer = nn.Linear(3, 5)
+    getattr(layer, register)(lambda *_: None)
+    return layer
+
+
+def overridden() -> nn.Linear:
+    layer = nn.Linear(3, 5)
+    layer.forward = lambda x: x  # type: ignore[method-assign]
+    return layer
+
+
+MORE_THAN_LINEAR = {
+    "a forward hook": lambda: hooked("register_forward_hook"),
+    "a forward pre-hook": lambda: hooked("register_forward_pre_hook"),
+    "a backward hook": lambda: hooked("register_full_backward_hook"),
+    "the older weight_norm": lambda: torch.nn.utils.weight_norm(nn.Linear(3, 5)),
+    "the older spectral_norm": lambda: torch.nn.utils.spectral_norm(nn.Linear(3, 5)),
+    "pruning": lambda: prune.l1_unstructured(nn.Linear(3, 5), "weight", 2),
+    "an adapter": lambda: Adapter(3, 5),
+    "a forward of its own": overridden,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
+@pytest.mark.parametrize("what", MORE_THAN_LINEAR)
+def test_from_linear_refuses_a_layer_that_is_more(what):
+    with pytest.raises(ValueError, match=r"would be left out; expected a plain nn\.Linear"):
+        custom_ops.LinearCrossEntropyLoss.from_linear(MORE_THAN_LINEAR[what]())
+
+
+def test_a_hook_that_comes_later_is_refused_by_the_call():
+    layer = nn.Linear(3, 5)
+    loss = custom_ops.LinearCrossEntropyLoss.from_linear(layer)
+    layer.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="with a forward hook"):
+        loss(torch.zeros(2, 3), torch.tensor([0, 1]))
+
+
+def test_from_linear_takes_nothing_else():
+    with pytest.raises(TypeError, match=r"linear must be an nn\.Linear, got Conv1d"):
+        custom_ops.LinearCrossEntropyLoss.from_linear(nn.Conv1d(3, 5, 1))
+
+
+def test_a_parametrized_layer_is_taken_with_the_weight_it_computes():
+    layer = torch.nn.utils.parametrizations.weight_norm(nn.Linear(3, 5))
+    loss = custom_ops.LinearCrossEntropyLoss.from_linear(layer)
+    x, target = torch.randn(2, 3), torch.tensor([0, 1])
+    want = torch.nn.functional.cross_entropy(layer(x), target)
+    torch.testing.assert_close(loss(x, target), want)
