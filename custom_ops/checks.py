@@ -107,9 +107,12 @@ def check_dtype(name: str, dtype: object) -> None:
 
 def as_index(name: str, value: object) -> int:
     """Return `value` as an int of 64 bits, or raise; numpy's integers are ints, a bool is not."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    if isinstance(value, int) and not isinstance(value, bool):
+        index = value
+    elif isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    index = value if isinstance(value, int) else operator.index(value)
+    else:
+        index = operator.index(value)
     if not -(2**63) <= index < 2**63:
         raise ArgumentError(f"{name} must fit in 64 bits, got {index}")
     return index

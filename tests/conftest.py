@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,13 @@ from torch import Tensor
 from custom_ops.kernels import native, triton
 
 torch.set_num_threads(1)  # pytest-xdist runs a process a core
+
+# What cannot run here is not collected: a device's tests, those of the other kind of process, and
+# those of an extra that is not installed.
+collect_ignore = [
+    *(["test_cuda.py", "test_cuda_last_layer.py"] * (not torch.cuda.is_available())),
+    *(["test_triton.py", "test_triton_node.py"] * (not triton.interpreted)),
+]
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -55,23 +63,25 @@ def _interpreter_like_a_device() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module", params=["eager", "cpp", "triton"])
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Run a module's tests (`usefixtures`) on the eager kernels, the C++ and the Triton ones.
+def _backends() -> list[Any]:
+    """The kernels that this process can run a module's tests on; none is generated to be skipped.
 
-    The last in Triton's interpreter, which has to be chosen before Triton is imported; the
-    processes that choose it are for them alone.
+    Triton's interpreter has to be chosen before Triton is imported, so those tests have processes of
+    their own. The eager kernels, where the C++ ones are there, are for the exhaustive run.
     """
+    if triton.interpreted:
+        return ["triton"]
+    if native.library is None:
+        return ["eager"]
+    return ["cpp", pytest.param("eager", marks=pytest.mark.exhaustive)]
+
+
+@pytest.fixture(scope="module", params=_backends())
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run a module's tests (`usefixtures`) on the kernels of one kind alone."""
     others = {"cpp": native, "triton": triton}
-    if request.param == "triton":
-        if not triton.interpreted:
-            pytest.skip("Triton kernels on CPU tensors: TRITON_INTERPRET=1 is not set")
-        if triton.library is None:
-            pytest.skip(f"no Triton kernels: {triton.missing}")
-    elif triton.interpreted:
-        pytest.skip("TRITON_INTERPRET=1: for the Triton kernels alone")
-    if request.param == "cpp" and native.library is None:
-        pytest.skip(f"no C++ kernels: {native.missing}")
+    if request.param == "triton" and triton.library is None:
+        pytest.skip(f"no Triton kernels: {triton.missing}")
     with pytest.MonkeyPatch.context() as patch:
         for name, kernels in others.items():
             if name != request.param:
