@@ -17,7 +17,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from torch.nn import Parameter
 
 __all__ = [
     "below_autograd",
+    "constant",
     "dispatch_modes",
     "forward_levels",
     "func_levels",
@@ -41,6 +42,9 @@ __all__ = [
     "set_decomposition",
     "tracing_levels",
 ]
+
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _find(path: str) -> Any:
@@ -149,7 +153,7 @@ def forward_levels() -> int:
     return max(jvps, int(getattr(forward_ad, "_current_level", -1) >= 0))
 
 
-def _constant(function: Callable[[], int]) -> Callable[[], int]:
+def constant(function: F) -> F:
     """Have Dynamo call the function when it traces, and keep its result in the graph.
 
     This is what torch.compiler.assume_constant_result does, which first imports Dynamo: a second.
@@ -158,7 +162,7 @@ def _constant(function: Callable[[], int]) -> Callable[[], int]:
     return function
 
 
-@_constant
+@constant
 def tracing_levels() -> int:
     """Return how many transforms and forward levels surround a call that Dynamo traces."""
     return len(func_levels()) + forward_levels()
