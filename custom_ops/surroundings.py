@@ -25,6 +25,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 __all__ = [
+    "autocast_is_available",
     "below_autograd",
     "constant",
     "dispatch_modes",
@@ -162,6 +163,12 @@ def constant(function: F) -> F:
     return function
 
 
+@constant  # in torch 2.11 Dynamo cannot trace the question
+def autocast_is_available(device: str) -> bool:
+    """Whether autocast can be switched on for this type of device."""
+    return torch.amp.is_autocast_available(device)
+
+
 @constant
 def tracing_levels() -> int:
     """Return how many transforms and forward levels surround a call that Dynamo traces."""
@@ -180,9 +187,12 @@ def graph_is_kept() -> bool:
 
 def is_exporting() -> bool:
     """Whether torch.export or torch.onnx.export runs the call for a program of ATen operators."""
-    if torch.compiler.is_compiling():
-        return torch.compiler.is_exporting()
-    return torch.compiler.is_exporting() or is_onnx_tracing()
+    return _is_exporting() or (not torch.compiler.is_compiling() and is_onnx_tracing())
+
+
+@constant  # torch 2.11: Dynamo itself answers True, under torch.compile too
+def _is_exporting() -> bool:
+    return torch.compiler.is_exporting()
 
 
 def is_onnx_tracing() -> bool:
