@@ -2,15 +2,27 @@
 # g++ the C++ kernels are built too.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+PIP_OF_VERSION = .venv-torch-$*/bin/python -m pip --disable-pip-version-check
 KERNELS := setup.py $(wildcard custom_ops/kernels/cpu/*)
+PACKAGE := $(shell find custom_ops -name "*.py")
 SANITIZED := build/sanitized
+# A failure left of a pipe is one.
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
 
 # The tests of the ops on the Triton kernels, which need no device in Triton's interpreter.
 TRITON := TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto -k
 TRITON_SUBSET := tests/test_triton.py tests/test_triton_node.py tests/test_softmax.py \
   tests/test_cross_entropy.py tests/test_inplace.py tests/test_peer_faults.py
 
-.PHONY: demo lm test test-triton test-asan explain bench bench-cuda lint clean
+# Each version of torch, in an environment of its own: versions/ says beside what.
+VERSIONS := $(patsubst versions/torch-%.txt,%,$(sort $(wildcard versions/*.txt)))
+OPS_TESTS := $(filter-out tests/test_training% tests/test_%benchmark.py tests/test_cuda% \
+  tests/test_explain.py tests/test_install.py tests/test_integrations% tests/test_readme.py, \
+  $(wildcard tests/test_*.py))
+
+.PHONY: demo lm test test-triton test-asan test-oldest test-versions explain bench bench-cuda lint clean
 
 demo: .venv/installed  ## four heads side by side: a table, a report and a picture
 	$(BIN)/python scripts/compare.py
@@ -37,13 +49,23 @@ test-triton: .venv/installed  ## all tests of the ops on the Triton kernels, in 
 # The sanitizers' libraries come first in the process, before python's own malloc; leaks are not
 # looked for, as python and torch keep what they have until the end.
 test-asan: .venv/installed  ## the tests of the C++ kernels, on a build that checks every access
-	CUSTOM_OPS_SANITIZE="$$($(BIN)/python -c 'import torch; print(torch.backends.cpu.get_cpu_capability())')" \
-	  $(BIN)/python setup.py --quiet build --build-base $(SANITIZED) \
+	CUSTOM_OPS_SANITIZE=1 $(BIN)/python setup.py --quiet build --build-base $(SANITIZED) \
 	  --build-lib $(SANITIZED)/lib
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED)/lib \
 	  $(BIN)/pytest -n auto tests/test_native.py tests/test_inplace.py tests/test_cross_entropy.py \
 	  tests/test_softmax.py tests/test_peer_faults.py -k "not older_processor and not eager"
+
+test-oldest: test-torch-$(firstword $(VERSIONS))  ## the tests of the ops under the oldest torch
+
+test-versions: $(VERSIONS:%=test-torch-%)  ## the tests of the ops under every torch in versions/
+
+# In the folder of the sources `python -c` would import these instead of what is installed.
+test-torch-%: .venv-torch-%/installed  ## the same under one, 2.11 say
+	cd .venv-torch-$* && PYTHONSAFEPATH=1 bin/pytest -n auto -p no:cacheprovider \
+	  -m "not exhaustive" --pyargs custom_ops $(OPS_TESTS:%=../%)
+	cd .venv-torch-$* && PYTHONSAFEPATH=1 TRITON_INTERPRET=1 bin/pytest -n auto \
+	  -p no:cacheprovider -k "triton and not gradcheck and not any_case" $(TRITON_SUBSET:%=../%)
 
 lint: .venv/installed  ## style and types
 	$(BIN)/ruff check .
@@ -51,12 +73,23 @@ lint: .venv/installed  ## style and types
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv runs build custom_ops/kernels/*.so
+	rm -rf .venv .venv-torch-* runs build custom_ops/kernels/*.so custom_ops/kernels/built.json
 
+# Every vector set, as the tests of the kernels go through them: a minute of two cores.
 .venv/installed: pyproject.toml constraints.txt $(KERNELS)
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  --constraint constraints.txt --editable ".[train,test,lint]"
+	$(PIP) install --quiet --constraint constraints.txt torch
+	CUSTOM_OPS_CPU_CAPABILITY=all $(PIP) install --verbose --constraint constraints.txt \
+	  --editable ".[train,test,lint]" | grep "custom_ops:"
+	touch $@
+
+.PRECIOUS: .venv-torch-%/installed
+
+# Of what the tests need beside torch, Triton and NumPy, the same versions as in .venv.
+.venv-torch-%/installed: versions/torch-%.txt pyproject.toml constraints.txt $(KERNELS) $(PACKAGE)
+	$(PYTHON) -m venv .venv-torch-$*
+	grep -Ev "^(torch|triton|numpy)" constraints.txt > .venv-torch-$*/constraints.txt
+	$(PIP_OF_VERSION) install --quiet --requirement $<
+	$(PIP_OF_VERSION) install --verbose --requirement $< --constraint .venv-torch-$*/constraints.txt \
+	  pytest pytest-xdist pytest-timeout hypothesis expecttest . | grep "custom_ops:"
 	touch $@

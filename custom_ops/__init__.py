@@ -32,5 +32,7 @@ __all__ = [
     "softmax",
 ]
 
+__version__ = "0.1.0"
+
 derivatives.register()
 exporters.register()

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from custom_ops.surroundings import autocast_is_available
+
 __all__ = [
     "autocast_dtype",
     "autocast_is_on",
@@ -23,7 +25,7 @@ HALVES = (torch.float16, torch.bfloat16)
 def autocast_is_on(input: Tensor) -> bool:
     """Return whether autocast is on for the device of `input`."""
     device = input.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return autocast_is_available(device) and torch.is_autocast_enabled(device)
 
 
 def autocast_dtype(input: Tensor, dtype: torch.dtype | None) -> torch.dtype | None:

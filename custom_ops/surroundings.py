@@ -17,7 +17,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,7 +25,9 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 __all__ = [
+    "autocast_is_available",
     "below_autograd",
+    "constant",
     "dispatch_modes",
     "forward_levels",
     "func_levels",
@@ -43,6 +45,9 @@ __all__ = [
 ]
 
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+
 def _find(path: str) -> Any:
     """Return the attribute of torch that `path` names, or None where this version has none."""
     found: Any = torch
@@ -52,14 +57,17 @@ def _find(path: str) -> Any:
 
 
 _interpreter_stack = _find("_C._functorch.get_interpreter_stack")
-_transform_type = _find("_C._functorch.TransformType")
+_forward_transform = _find("_C._functorch.TransformType.Jvp")
+_dual_level = _find("autograd.forward_ad._current_level")
 _keeps_graph = _find("_C._autograd._get_current_graph_task_keep_graph")
 _tensor_keys = _find("_C._dispatch_keys")
 _included_keys = _find("_C._dispatch_tls_local_include_set")
 _dispatch_modes = _find("_C._len_torch_dispatch_stack")
+#: A context in which an operator called again skips its autograd kernel, or None.
+below_autograd = _find("_C._AutoDispatchBelowAutograd")
 _mode_stack = _find("utils._python_dispatch._get_current_dispatch_mode_stack")
 _register_decomposition = _find("_decomp.register_decomposition")
-_below_autograd = _find("_C._AutoDispatchBelowAutograd")
+_key_bits = _find("_C.DispatchKeySet.raw_repr")
 
 
 @cache
@@ -67,9 +75,16 @@ def _keys(*names: str) -> int:
     """Return these dispatch keys as bits; a key that this version does not have is left out."""
     sets, keys, bits = _find("_C.DispatchKeySet"), _find("_C.DispatchKey"), 0
     for name in names:
-        if sets is not None and hasattr(keys, name):
-            bits |= sets(getattr(keys, name)).raw_repr()
+        if _key_bits is not None and hasattr(keys, name):
+            bits |= _key_bits(sets(getattr(keys, name)))
     return bits
+
+
+def _foreign(t: Tensor, allowed: int) -> bool:
+    """Whether `t` has dispatch keys other than the `allowed` ones, as far as that can be told."""
+    if _tensor_keys is None or _key_bits is None:
+        return True
+    return bool(_key_bits(_tensor_keys(t)) & ~allowed)
 
 
 def _plain_keys(backend: str) -> int:
@@ -103,10 +118,7 @@ def is_plain(t: Tensor, device: str) -> bool:
     in the way of its memory.
     """
     return (
-        type(t) in (Tensor, Parameter)
-        and _tensor_keys is not None
-        and not _tensor_keys(t).raw_repr() & ~_PLAIN[device]
-        and forward_levels() == 0
+        type(t) in (Tensor, Parameter) and not _foreign(t, _PLAIN[device]) and forward_levels() == 0
     )
 
 
@@ -118,7 +130,7 @@ def is_known(t: Tensor) -> bool:
     """
     if type(t) not in (Tensor, Parameter):
         return f"{type(t).__module__}.{type(t).__qualname__}" in _TRACERS
-    return _tensor_keys is not None and not _tensor_keys(t).raw_repr() & ~_KNOWN
+    return not _foreign(t, _KNOWN)
 
 
 def is_masked(t: Tensor) -> bool:
@@ -128,9 +140,10 @@ def is_masked(t: Tensor) -> bool:
 
 def is_watched() -> bool:
     """Whether a dispatch mode, a tracer or a transform of torch.func sees each operator."""
-    if torch.compiler.is_compiling() or _dispatch_modes is None or _included_keys is None:
+    known = _dispatch_modes and _included_keys and _key_bits
+    if torch.compiler.is_compiling() or not known:
         return True
-    return bool(_dispatch_modes()) or bool(_included_keys().raw_repr() & ~_QUIET)
+    return bool(_dispatch_modes()) or bool(_key_bits(_included_keys()) & ~_QUIET)
 
 
 def dispatch_modes() -> list[Any]:
@@ -144,12 +157,17 @@ def func_levels() -> list[Any]:
 
 
 def forward_levels() -> int:
-    """Return how many levels of forward mode are open: torch.func's, or else a dual_level."""
-    jvps = sum(level.key() == _transform_type.Jvp for level in func_levels())
-    return max(jvps, int(getattr(forward_ad, "_current_level", -1) >= 0))
+    """Return how many levels of forward mode are open: torch.func's, or else a dual_level.
+
+    Where that cannot be told, 2: plain algebra then answers, right under any transform.
+    """
+    if _interpreter_stack is None or _forward_transform is None or _dual_level is None:
+        return 2
+    jvps = sum(level.key() == _forward_transform for level in func_levels())
+    return max(jvps, int(forward_ad._current_level >= 0))
 
 
-def _constant(function: Callable[[], int]) -> Callable[[], int]:
+def constant(function: F) -> F:
     """Have Dynamo call the function when it traces, and keep its result in the graph.
 
     This is what torch.compiler.assume_constant_result does, which first imports Dynamo: a second.
@@ -158,7 +176,13 @@ def _constant(function: Callable[[], int]) -> Callable[[], int]:
     return function
 
 
-@_constant
+@constant  # in torch 2.11 Dynamo cannot trace the question
+def autocast_is_available(device: str) -> bool:
+    """Whether autocast can be switched on for this type of device."""
+    return torch.amp.is_autocast_available(device)
+
+
+@constant
 def tracing_levels() -> int:
     """Return how many transforms and forward levels surround a call that Dynamo traces."""
     return len(func_levels()) + forward_levels()
@@ -176,9 +200,12 @@ def graph_is_kept() -> bool:
 
 def is_exporting() -> bool:
     """Whether torch.export or torch.onnx.export runs the call for a program of ATen operators."""
-    if torch.compiler.is_compiling():
-        return torch.compiler.is_exporting()
-    return torch.compiler.is_exporting() or is_onnx_tracing()
+    return _is_exporting() or (not torch.compiler.is_compiling() and is_onnx_tracing())
+
+
+@constant  # torch 2.11: Dynamo itself answers True, under torch.compile too
+def _is_exporting() -> bool:
+    return torch.compiler.is_exporting()
 
 
 def is_onnx_tracing() -> bool:
@@ -191,11 +218,6 @@ def set_decomposition(operator: Any, decomposition: Callable[..., Any]) -> None:
     """Have converters of exported programs, torch.onnx among them, decompose the operator."""
     if _register_decomposition is not None:
         _register_decomposition(operator)(decomposition)
-
-
-def below_autograd() -> Any:
-    """Return a context in which an operator called again skips its autograd kernel."""
-    return _below_autograd()
 
 
 def root_of(view: Tensor) -> Tensor:

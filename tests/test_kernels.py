@@ -3,6 +3,8 @@
 import subprocess
 import sys
 import types
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import custom_ops
 from custom_ops import kernels
-from custom_ops.kernels import eager, labels, native, triton
+from custom_ops.kernels import eager, labels, native, triton, warning
 
 PLAIN = "eager: plain ATen operators"
 
@@ -24,6 +26,7 @@ def cpp(request, monkeypatch) -> bool:
     monkeypatch.setattr(native, "library", Kernels if request.param else None)
     monkeypatch.setattr(native, "missing", "they were not built")
     monkeypatch.setattr(native, "capability", "AVX512")
+    monkeypatch.setattr(triton, "_tried", True)
     return request.param
 
 
@@ -60,6 +63,64 @@ def test_without_triton_a_device_has_the_eager_kernels_and_no_error(monkeypatch)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setitem(sys.modules, "triton", None)  # importing it is an ImportError
     assert triton._load() == (None, "", "Triton is not installed")
+
+
+@pytest.fixture
+def device(monkeypatch) -> Callable[..., None]:
+    """Play a CUDA device on which Triton's first launch does what is given."""
+
+    def play(launch_nothing: Callable[[], None]) -> None:
+        library = types.SimpleNamespace(
+            launch_nothing=launch_nothing, FEW=0, forward=None, backward=None
+        )
+        monkeypatch.setattr(triton, "library", library)
+        monkeypatch.setattr(triton, "_tried", False)
+        monkeypatch.setattr(native, "library", None)
+        for name in ("missing", "_warning"):
+            monkeypatch.setattr(triton, name, "")
+
+    monkeypatch.setattr(triton, "device", "cuda")
+    monkeypatch.setattr(triton, "is_plain", lambda t, device: True)
+    monkeypatch.setattr(warning, "_told", set())
+    return play
+
+
+def fail() -> None:
+    raise RuntimeError("Failed to find C compiler")
+
+
+def test_triton_that_cannot_run_warns_once_and_leaves_the_eager_kernels(device, recwarn):
+    device(fail)
+    why = "Triton cannot run here (RuntimeError: Failed to find C compiler)"
+    assert [triton.takes(torch.zeros(1)) for _ in range(3)] == [False] * 3
+    assert [str(w.message) for w in recwarn] == [
+        f"custom_ops uses plain ATen operators: no Triton kernels: {why}"
+    ]
+    assert why in custom_ops.backend()
+
+
+def test_triton_is_tried_once(device, recwarn):
+    tried = []
+    device(lambda: tried.append(1))
+    assert [triton.takes(torch.zeros(1)) for _ in range(3)] == [True] * 3
+    assert tried == [1]
+    assert not recwarn
+
+
+def test_the_report_tries_triton_before_it_names_it(device):
+    device(fail)
+    assert "Triton cannot run here" in custom_ops.backend()
+
+
+@pytest.mark.parametrize("error", ["ImportError", "OSError", "KeyError"])
+def test_triton_that_raises_when_it_is_imported_is_left_out(monkeypatch, tmp_path: Path, error):
+    (tmp_path / "triton.py").write_text(f"raise {error}(7)")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "triton"]:
+        monkeypatch.delitem(sys.modules, name)
+    assert triton._load() == (None, "", f"Triton cannot be imported ({error}: 7)")
 
 
 def test_triton_is_not_imported_where_it_has_no_device():
@@ -100,6 +161,7 @@ def test_labels_on_a_cuda_device_are_handed_to_the_kernel_that_writes_bad_ones_d
     monkeypatch.setattr(
         triton, "library", types.SimpleNamespace(report=lambda *args: seen.append(args[1:]))
     )
+    monkeypatch.setattr(triton, "_tried", True)
     with FakeTensorMode():
         labels._report(torch.empty(3, dtype=torch.int64, device="cuda"), 10, -100)
         labels._report(torch.empty(3, dtype=torch.int64), 10, -100)  # checked on the spot

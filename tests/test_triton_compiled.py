@@ -139,12 +139,12 @@ for labels in (torch.uint8, torch.int32):
     )
 
 
-def step(shape, dtype, weighted=False, labels=torch.int64):
+def step(shape, dtype, weighted=False, labels=torch.int64, options=PLAIN):
     """A batch as the C++ node asks for it."""
     x, acc = torch.zeros(shape, dtype=dtype), F64 if dtype == F64 else F32
     target = torch.zeros(shape) if labels is None else torch.zeros(shape[0], dtype=labels)
     weight = torch.ones(shape[1], dtype=acc) if weighted else None
-    numbers = (-100, *PLAIN.values())
+    numbers = (-100, *options.values())
     loss, M, L, n = ops.forward(x, target, weight, 1, acc, dtype, "mean", 0.0, *numbers)
     ops.forward(x, target, weight, 1, acc, dtype, "sum", 0.0, *numbers)
     ops.backward(x, target, weight, loss, M, L, n, 1, False, *numbers)
@@ -158,6 +158,17 @@ for dtype in (F32, F64, BF16):
                 step,
                 {"shape": (128, 10), "dtype": dtype, "weighted": weighted, "labels": labels},
             )
+            if dtype == F64:
+                ONCE[f"every option of the node, {kind}"] = (
+                    step,
+                    {
+                        "shape": (128, 10),
+                        "dtype": dtype,
+                        "weighted": weighted,
+                        "labels": labels,
+                        "options": ALL,
+                    },
+                )
 for dtype in (F32, F64):
     ONCE[f"many rows of the node, {str(dtype)[6:]}"] = step, {"shape": (5000, 10), "dtype": dtype}
 for labels in (torch.int64, torch.int32):

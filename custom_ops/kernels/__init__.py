@@ -46,7 +46,7 @@ def backend() -> str:
         used.append(f"C++ ({native.capability}) on the CPU")
     else:
         unused.append(f"no C++ kernels: {native.missing}")
-    if triton.library is not None:
+    if triton.running() is not None:
         used.append(f"Triton {triton.version} {triton.where}")
     elif triton.missing:
         unused.append(f"no Triton kernels: {triton.missing}")

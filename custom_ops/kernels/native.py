@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from custom_ops.kernels import fakes
+from custom_ops.kernels import built, fakes
 from custom_ops.kernels.labels import checked_labels
 from custom_ops.kernels.options import Options
 from custom_ops.kernels.plain import is_plain
+from custom_ops.kernels.warning import warn_once
 from custom_ops.surroundings import is_watched
 
 __all__ = [
@@ -40,32 +41,33 @@ __all__ = [
     "total",
 ]
 
-_LIBRARIES = {"AVX512": "_cpu_avx512", "AVX2": "_cpu_avx2"}
-
 capability = torch.backends.cpu.get_cpu_capability()
 
 
-def _load() -> tuple[ModuleType | None, str]:
-    """Return the library for the vector set that torch uses here, or why there is none."""
-    try:
-        name = _LIBRARIES.get(capability, "_cpu_default")
-        library = importlib.import_module(f"custom_ops.kernels.{name}")
-    except ModuleNotFoundError:
-        return None, "they were not built when the package was installed"
-    except ImportError as error:
-        return None, str(error)
-    here = torch.__version__.partition("+")[0]
-    if library.torch_version != here:
-        return None, f"they were built for torch {library.torch_version}, and this is {here}"
-    return library, ""
+def _load() -> tuple[ModuleType | None, str, str]:
+    """Return the library for the vector set that torch uses here, or why there is none.
+
+    The last is what to warn of at the first use: kernels that are there and cannot be used.
+    """
+    found = built.find(built.read(), torch.__version__, capability)
+    library, missing, unusable = None, found.missing, found.unusable
+    if found.name:
+        try:
+            library = importlib.import_module(f"custom_ops.kernels.{found.name}")
+        except ImportError as error:
+            missing, unusable = f"they cannot be loaded ({error}): {built.REINSTALL}", True
+    return library, missing, f"no C++ kernels: {missing}" if unusable else ""
 
 
-library, missing = _load()
+library, missing, _warning = _load()
 
 
 def takes(*tensors: Tensor | None) -> bool:
     """Whether the C++ kernels can answer for these: plain CPU tensors, not differentiated here."""
-    return library is not None and all(t is None or is_plain(t, "cpu") for t in tensors)
+    if library is None:
+        warn_once(_warning)
+        return False
+    return all(t is None or is_plain(t, "cpu") for t in tensors)
 
 
 def _operators() -> Any:

@@ -8,6 +8,7 @@ TRITON_INTERPRET=1, as the tests without a device run them, they take CPU tensor
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -17,7 +18,8 @@ from torch import Tensor
 from custom_ops.kernels import eager, native
 from custom_ops.kernels.options import Options
 from custom_ops.kernels.plain import is_plain
-from custom_ops.surroundings import is_watched
+from custom_ops.kernels.warning import warn_once
+from custom_ops.surroundings import constant, is_watched
 
 __all__ = [
     "contract",
@@ -30,6 +32,7 @@ __all__ = [
     "log_softmax_jvp",
     "log_softmax_vjp",
     "missing",
+    "running",
     "softmax",
     "takes",
     "total",
@@ -39,30 +42,64 @@ __all__ = [
 
 interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 device, where = ("cpu", "interpreted on the CPU") if interpreted else ("cuda", "on CUDA")
+_ABSENT = "Triton is not installed"
 
 
 def _load() -> tuple[ModuleType | None, str, str]:
     """Return the operators and Triton's version, or why a device here goes without.
 
-    Triton is imported only where it can run: a second's wait, of which a CPU has nothing.
+    Triton is imported only where there is a device: it takes a second.
     """
     if not interpreted and (torch.version.cuda is None or torch.cuda.device_count() == 0):
         return None, "", ""
+    if find_spec("triton") is None:
+        return None, "", _ABSENT
     try:
         import triton
-    except ImportError:
-        return None, "", "Triton is not installed"
-    from custom_ops.kernels.cuda import operators
 
+        from custom_ops.kernels.cuda import operators
+    except Exception as error:  # of any kind: plain ATen operators answer instead
+        return None, "", f"Triton cannot be imported ({type(error).__name__}: {error})"
     return operators, triton.__version__, ""
 
 
 library, version, missing = _load()
+# What to warn of at the first use: Triton is there and does not run.
+_warning = "" if missing in ("", _ABSENT) else f"no Triton kernels: {missing}"
+_tried = interpreted
+
+
+def running() -> ModuleType | None:
+    """Return the operators if Triton can run them, as an empty kernel shows at the first call.
+
+    Without a C compiler, or for a device that is too old, Triton is imported without an error and
+    fails at its first launch. The launch starts CUDA, so ask only where a CUDA tensor is there.
+    """
+    global library, missing, _warning, _tried
+    if library is not None and not _tried:
+        _tried = True
+        try:
+            library.launch_nothing()
+        except Exception as error:  # of any kind, as above
+            missing = f"Triton cannot run here ({type(error).__name__}: {error})"
+            library, _warning = None, f"no Triton kernels: {missing}"
+        else:
+            _hand_to_node()
+    return library
+
+
+@constant
+def _runs_or_warns() -> bool:
+    if running() is None:
+        warn_once(_warning)
+    return library is not None
 
 
 def takes(*tensors: Tensor | None) -> bool:
     """Whether the Triton kernels can answer for these: plain tensors, not differentiated here."""
-    return library is not None and all(t is None or is_plain(t, device) for t in tensors)
+    if library is None and not _warning:
+        return False
+    return all(t is None or is_plain(t, device) for t in tensors) and _runs_or_warns()
 
 
 def _operators() -> Any:
@@ -163,5 +200,11 @@ def total(x: Tensor) -> Tensor:
     return library.total(x)
 
 
-if library is not None and native.library is not None:
-    native.library.set_launcher(device, library.FEW, library.forward, library.backward)
+def _hand_to_node() -> None:
+    """Let the C++ node launch the kernels, which must be known to run."""
+    if library is not None and native.library is not None:
+        native.library.set_launcher(device, library.FEW, library.forward, library.backward)
+
+
+if interpreted:
+    _hand_to_node()
