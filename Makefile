@@ -22,7 +22,7 @@ OPS_TESTS := $(filter-out tests/test_training% tests/test_%benchmark.py tests/te
   tests/test_explain.py tests/test_install.py tests/test_integrations% tests/test_readme.py, \
   $(wildcard tests/test_*.py))
 
-.PHONY: demo lm test test-triton test-asan test-oldest test-versions explain bench bench-cuda lint clean
+.PHONY: demo lm check test test-all test-triton test-asan test-oldest test-versions explain bench bench-cuda lint clean
 
 demo: .venv/installed  ## four heads side by side: a table, a report and a picture
 	$(BIN)/python scripts/compare.py
@@ -39,8 +39,19 @@ bench: .venv/installed  ## what the ops cost beside torch's: every claim as a ta
 bench-cuda: .venv/installed  ## the same on a GPU, beside other libraries' kernels where they are installed
 	$(BIN)/python scripts/benchmark.py --device cuda
 
-test: .venv/installed  ## everything; of the Triton kernels' tests on the CPU what is quick
-	$(BIN)/python -m pytest -n auto
+check: .venv/installed  ## style, and of each op's tests what takes a minute in all: while one works
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest -n auto -m "not exhaustive" -k "not opcheck and not older_processor" \
+	  tests/test_jacobian.py tests/test_checks.py tests/test_kernels.py tests/test_softmax.py \
+	  tests/test_autograd.py tests/test_derivatives.py tests/test_inplace.py tests/test_modules.py
+
+test: .venv/installed  ## the tests, and the Triton kernels' quick ones in Triton's interpreter
+	$(BIN)/python -m pytest -n auto -m "not exhaustive"
+	$(TRITON) "triton and not gradcheck and not any_case" tests/test_triton_node.py \
+	  tests/test_softmax.py tests/test_inplace.py
+
+test-all: test  ## all of it: every kernel by every test, every sample, installation from an sdist
+	$(BIN)/python -m pytest -n auto -m exhaustive
 	$(TRITON) "triton and not gradcheck and not any_case" $(TRITON_SUBSET)
 
 test-triton: .venv/installed  ## all tests of the ops on the Triton kernels, in the interpreter

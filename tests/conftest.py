@@ -66,8 +66,8 @@ def _interpreter_like_a_device() -> Iterator[None]:
 def _backends() -> list[Any]:
     """The kernels that this process can run a module's tests on; none is generated to be skipped.
 
-    Triton's interpreter has to be chosen before Triton is imported, so those tests have processes of
-    their own. The eager kernels, where the C++ ones are there, are for the exhaustive run.
+    Triton's interpreter has to be chosen before Triton is imported, so those tests have processes
+    of their own. The eager kernels, where the C++ ones are there, are for the exhaustive run.
     """
     if triton.interpreted:
         return ["triton"]
