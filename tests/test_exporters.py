@@ -96,3 +96,16 @@ def test_a_softmax_is_one_operator(name: str, operator: str):
     program = torch.onnx.export(make(), args, dynamo=True, verbose=False)
     assert program is not None
     assert [node.op_type for node in program.model.graph] == [operator]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torchs_label_smoothing_is_left_out_and_ours_is_not():
+    answers = []
+    for loss in (custom_ops.CrossEntropyLoss, nn.CrossEntropyLoss):
+        torch.manual_seed(0)
+        model, args = Head(loss(label_smoothing=0.3)), MODELS["labels"][1]
+        session = onnxruntime.InferenceSession(directly(model, args))
+        inputs = {i.name: a.numpy() for i, a in zip(session.get_inputs(), args, strict=True)}
+        answers.append(float(session.run(None, inputs)[0]) - float(model(*args)))
+    assert abs(answers[0]) < 1e-6
+    assert abs(answers[1]) > 1e-3

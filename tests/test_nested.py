@@ -55,6 +55,18 @@ def test_a_jagged_result_goes_with_its_input():
     assert_close(list(product.unbind()), [F.softmax(p, 1) * p for p in nested.unbind()])
 
 
+def test_torchs_gradient_along_the_ragged_dimension_is_not_each_parts_own():
+    leaves = [p.requires_grad_() for p in parts()]
+    want = torch.autograd.grad(sum(F.softmax(p, 0).square().sum() for p in leaves), leaves)
+    nested = torch.nested.as_nested_tensor(leaves, layout=torch.jagged)
+    ours, theirs = (
+        torch.autograd.grad(sum(p.square().sum() for p in f(nested, 1).unbind()), leaves)
+        for f in (custom_ops.softmax, F.softmax)
+    )
+    assert_close(ours, want)
+    assert any((a - b).abs().max() > 1e-3 for a, b in zip(theirs, want, strict=True))
+
+
 @pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
 def test_a_dimension_that_counts_the_parts_is_refused(layout):
     nested = torch.nested.nested_tensor(parts(), layout=layout)

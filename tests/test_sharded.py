@@ -137,6 +137,18 @@ def statistics(m: Mesh) -> Iterator[None]:
     yield
 
 
+def beyond_torch(m: Mesh) -> Iterator[None]:
+    """torch takes the mean of the processes' weighted means: another number."""
+    t = tensors()
+    t["z"], t["labels"] = t["z"][:6], t["labels"][:6]  # it refuses what is uneven
+    z, target, weight = m.put(t["z"], "rows"), m.put(t["labels"], "rows"), m.put(t["weight"])
+    want = F.cross_entropy(t["z"], t["labels"], t["weight"])
+    assert_close(m.whole(custom_ops.cross_entropy(z, target, weight.detach())), want)
+    theirs = m.whole(F.cross_entropy(z, target, weight.detach()))
+    assert abs(theirs - want) > 1e-3
+    yield
+
+
 def half_precision(m: Mesh) -> Iterator[None]:
     """Sums are taken in float32, and the loss is rounded once."""
     z = torch.randn(600, C, generator=torch.Generator().manual_seed(0)).bfloat16()
@@ -183,7 +195,7 @@ PARTS: dict[str, Callable[[Mesh], Iterator[None]]] = {
     part.__name__: part
     for part in (
         *(softmaxes, cross_entropies, last_layers, statistics),
-        *(half_precision, refusals, torchs_samples),
+        *(beyond_torch, half_precision, refusals, torchs_samples),
     )
 }
 
