@@ -105,9 +105,13 @@ def gradient(
         z = tl.load(at, mask=inside & wanted[:, None], other=0.0).to(ACC)
     z = logits(z, numbers, LOGITS, ACC)
 
-    G = tl.load(g + r * g_step, mask=wanted, other=0.0).to(ACC)
-    if divisor is not None:  # of a mean; a scalar here is an error to Triton 3.6, in float64
+    if divisor is None:
+        G = tl.load(g + r * g_step, mask=wanted, other=0.0).to(ACC)
+    elif ACC == tl.float64:  # Triton 3.6 does not compile the scalar below beside class weights
+        G = tl.load(g + r * g_step, mask=wanted, other=0.0).to(ACC)
         G = divided(G, tl.load(divisor + r * g_step, mask=wanted, other=1.0))
+    else:  # of a mean: one number for all rows, infinite where none counts
+        G = tl.where(wanted, divided(tl.load(g).to(ACC), tl.load(divisor)), 0.0)
     max = tl.load(M + r, mask=wanted, other=0.0)
     log_sum = tl.load(L + r, mask=wanted, other=0.0)
     if SOFT:
