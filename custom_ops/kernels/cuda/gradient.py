@@ -107,7 +107,7 @@ def gradient(
 
     if divisor is None:
         G = tl.load(g + r * g_step, mask=wanted, other=0.0).to(ACC)
-    elif ACC == tl.float64:  # Triton 3.6 does not compile the scalar below beside class weights
+    elif M.dtype.element_ty == tl.float64:  # Triton 3.6: the scalar below does not compile
         G = tl.load(g + r * g_step, mask=wanted, other=0.0).to(ACC)
         G = divided(G, tl.load(divisor + r * g_step, mask=wanted, other=1.0))
     else:  # of a mean: one number for all rows, infinite where none counts
