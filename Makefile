@@ -99,7 +99,8 @@ clean:
 	$(PYTHON) -m venv .venv
 	$(PIP) install --quiet --constraint constraints.txt torch
 	CUSTOM_OPS_CPU_CAPABILITY=all $(PIP) install --verbose --constraint constraints.txt \
-	  --editable ".[train,test,lint]" | grep "custom_ops:"
+	  --editable ".[train,test,lint]" 2>&1 | tee .venv/install.log | grep "custom_ops:" || \
+	  { cat .venv/install.log; exit 1; }
 	touch $@
 
 .PRECIOUS: .venv-torch-%/installed
@@ -110,6 +111,8 @@ clean:
 	grep -Ev "^(torch|triton|numpy)" constraints.txt > .venv-torch-$*/constraints.txt
 	$(PIP_OF_VERSION) install --quiet --requirement $<
 	$(PIP_OF_VERSION) install --verbose --requirement $< --constraint .venv-torch-$*/constraints.txt \
-	  pytest pytest-xdist pytest-timeout hypothesis expecttest . | grep "custom_ops:"
+	  pytest pytest-xdist pytest-timeout hypothesis expecttest . 2>&1 | \
+	  tee .venv-torch-$*/install.log | grep "custom_ops:" || \
+	  { cat .venv-torch-$*/install.log; exit 1; }
 	echo "$(CURDIR)" | tee .venv-torch-$*/lib/python3*/site-packages/behind_what_is_installed.pth
 	touch $@
