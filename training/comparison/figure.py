@@ -1,0 +1,178 @@
+"""The comparison's report as one picture; its title is its message."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from training.comparison.quantities import duration, size
+from training.run.folder import write_whole
+
+# Okabe and Ito's palette: told apart with every kind of colour vision. Every series also has a
+# place of its own, so that none lies under another.
+_COLOURS = {
+    "builtin": "#555555",
+    "jacobian": "#E69F00",
+    "custom": "#0072B2",
+    "custom-fused": "#009E73",
+    "exact": "#CC79A7",
+}
+
+
+def save(report: dict[str, Any], path: Path) -> None:
+    """Draw the report into a PNG."""
+    figure = Figure(figsize=(13, 8.2), layout="constrained")
+    panels: Any = figure.subfigures(2, 1, height_ratios=(1.1, 1))
+    top, bottom = panels
+    _draw_curves(top, report)
+    answers, same, time, memory = bottom.subplots(1, 4, width_ratios=(1.2, 1.2, 1, 1))
+    _draw_answers(answers, report)
+    _draw_roundings(same, report)
+    _draw_times(time, report)
+    _draw_memory(memory, report)
+    settings, seeds = report["settings"], len(report["seeds"])
+    below = (
+        f"{settings['model']} on {settings['data']}, {seeds} seed{'s' * (seeds > 1)}, "
+        f"{report['steps']} steps of {settings['batch_size']}, precision "
+        f"{settings['precision']}, {report['environment']['device']}; every head from the same "
+        "weights on the same batches"
+    )
+    title = "\n".join(textwrap.wrap(report["title"], 95))
+    figure.suptitle(title, fontsize=15, fontweight="bold")
+    figure.supxlabel(below, fontsize=9)
+    write_whole(path, lambda file: figure.savefig(file, dpi=120, format="png"))
+
+
+def _draw_curves(panel: Any, report: dict[str, Any]) -> None:
+    """A panel for each path, all with the same axes: the loss of every seed, and their mean."""
+    paths = list(report["not_finite"])
+    panels = panel.subplots(1, len(paths), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, name in zip(panels, paths, strict=True):
+        curves = [_smooth(seed["series"]["loss"][name]) for seed in report["seeds"]]
+        for curve in curves:
+            axes.plot(curve, color=_COLOURS[name], linewidth=0.8, alpha=0.6)
+        axes.set_title(name + (" (yardstick)" if name == report["yardstick"] else ""), fontsize=11)
+        axes.set_yscale("log")
+        axes.grid(alpha=0.25)
+        lost = report["not_finite"][name]["loss"]
+        note = f"not finite at {lost}\nof {report['not_finite'][name]['steps']} steps" * bool(lost)
+        axes.text(0.95, 0.92, note, transform=axes.transAxes, ha="right", va="top", color="red")
+    panels[0].set_ylabel("training loss (nats), running mean")
+    panel.supxlabel("step", fontsize=10)
+
+
+def _draw_answers(axes: Axes, report: dict[str, Any]) -> None:
+    """The right answers of each seed: a group of marks side by side, one for each path."""
+    right, seeds = report["answers"]["right"], [seed["seed"] for seed in report["seeds"]]
+    offsets = _offsets(len(right))
+    for offset, (name, counts) in zip(offsets, right.items(), strict=True):
+        places = [i + offset for i in range(len(seeds))]
+        axes.plot(places, counts, "o", color=_COLOURS[name], markersize=6, label=name)
+    for i in range(len(seeds) - 1):
+        axes.axvline(i + 0.5, color="#DDDDDD", linewidth=0.8)
+    axes.set_xticks(range(len(seeds)), [str(seed) for seed in seeds])
+    axes.set_xlim(-0.5, len(seeds) - 0.5)
+    axes.margins(y=0.25)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_title(f"Right, of {report['answers']['asked']} test {report['settings']['unit']}")
+    axes.set_xlabel("seed; from left to right " + ", ".join(right), fontsize=7.5)
+
+
+def _draw_roundings(axes: Axes, report: dict[str, Any]) -> None:
+    """At every probe the largest difference of a gradient, in roundings: a row for each path."""
+    eps, names = report["rounding"]["eps"], list(report["differences"])
+    for row, name in enumerate(names):
+        found = [x for seed in report["seeds"] for x in _in_roundings(seed["series"], name, eps)]
+        finite = [x for x in found if x is not None]
+        heights = [row + offset for offset in _offsets(len(finite))]
+        axes.plot(finite, heights, ".", color=_COLOURS[name], markersize=4)
+        if len(finite) < len(found):
+            note = f"not finite, {len(found) - len(finite)} of {len(found)}"
+            axes.text(
+                0.98, row, note, transform=axes.get_yaxis_transform(), ha="right", color="red"
+            )
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlim(left=0)
+    axes.grid(axis="x", alpha=0.25)
+    axes.set_title("Gradients at the same weights")
+    axes.set_xlabel(f"from builtin's, in roundings ({report['rounding']['dtype']})")
+
+
+def _draw_times(axes: Axes, report: dict[str, Any]) -> None:
+    heads = report["heads"]
+    for row, (name, head) in enumerate(heads.items()):
+        low, high = head["head_us_quartiles"]
+        middle = head["head_us"]
+        axes.errorbar(
+            [middle],
+            [row],
+            xerr=[[max(0.0, middle - low)], [max(0.0, high - middle)]],
+            fmt="o",
+            color=_COLOURS[name],
+            capsize=4,
+        )
+        share = 1e-3 * middle / head["step_ms"]
+        _label(axes, middle, row, f"{duration(1e-6 * middle)}, {share:.0%} of a step")
+    _finish_costs(axes, list(heads), "µs, with quartiles", "Time of last layer and loss")
+
+
+def _draw_memory(axes: Axes, report: dict[str, Any]) -> None:
+    heads = report["heads"]
+    for row, (name, head) in enumerate(heads.items()):
+        kibibytes = head["head_peak_bytes"] / 2**10
+        axes.plot([kibibytes], [row], "o", color=_COLOURS[name])
+        _label(axes, kibibytes, row, size(head["head_peak_bytes"]))
+    _finish_costs(axes, list(heads), "KiB, at the peak", "Memory of last layer and loss")
+
+
+def _label(axes: Axes, x: float, row: int, text: str) -> None:
+    axes.annotate(
+        text, (x, row), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8
+    )
+
+
+def _finish_costs(axes: Axes, names: list[str], unit: str, title: str) -> None:
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.7)
+    axes.set_xlim(left=0)
+    axes.margins(x=0.35)
+    axes.grid(axis="x", alpha=0.25)
+    axes.set_title(title)
+    axes.set_xlabel(unit)
+
+
+def _in_roundings(series: dict[str, Any], name: str, eps: float) -> list[float | None]:
+    """The largest over the parameters at each probe; None where one is not finite."""
+    same = series["same_weights"]
+    found: list[float | None] = []
+    for differences, sizes in zip(
+        zip(*same[name]["gradients"], strict=True), zip(*same["size"], strict=True), strict=True
+    ):
+        if None in differences or None in sizes:
+            found.append(None)
+        else:
+            pairs = zip(differences, sizes, strict=True)
+            found.append(max(d / (eps * size) if d else 0.0 for d, size in pairs))
+    return found
+
+
+def _offsets(count: int) -> list[float]:
+    """So many places, evenly from -0.3 to 0.3."""
+    return [0.6 * (i + 0.5) / count - 0.3 for i in range(count)]
+
+
+def _smooth(values: list[float | None]) -> list[float]:
+    """A running mean over a fiftieth of the run, with a gap where a value is not finite."""
+    window = max(1, len(values) // 50)
+    means = []
+    for i, value in enumerate(values):
+        near = [x for x in values[max(0, i - window + 1) : i + 1] if x is not None]
+        means.append(math.nan if value is None else sum(near) / len(near))
+    return means
