@@ -44,9 +44,9 @@ def read(path: Path) -> dict[str, Any]:
     """Return the checkpoint at `path`; raise `Refused` if it is not whole."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
     except Exception as error:  # of a damaged file torch may raise anything
+        if isinstance(error, OSError) and error.filename is not None:
+            raise  # the system does not let it be opened
         raise Refused(f"{path} is damaged: it is no checkpoint ({_first_line(error)})") from error
 
 
