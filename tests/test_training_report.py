@@ -232,7 +232,7 @@ def test_in_the_picture_no_mark_lies_on_another(tmp_path: Path, monkeypatch):
 
 
 def test_the_title_of_the_picture_is_what_it_shows():
-    assert a_report(*map(an_outcome, range(2)))["title"].startswith("Whichever head is trained")
+    assert a_report(*map(an_outcome, range(2)))["title"].startswith("Another head changes none of")
     wrong = [(t + 1) % 10 for t in range(10)] * 2
     better = a_report(an_outcome(builtin=wrong))
     assert better["title"].startswith("jacobian, custom and custom-fused answer otherwise")

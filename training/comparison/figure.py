@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -27,7 +28,8 @@ _COLOURS = {
 
 def save(report: dict[str, Any], path: Path) -> None:
     """Draw the report into a PNG."""
-    figure = Figure(figsize=(13, 8.2), layout="constrained")
+    figure = Figure(figsize=(14, 8.2))
+    figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.06)
     panels: Any = figure.subfigures(2, 1, height_ratios=(1.1, 1))
     top, bottom = panels
     _draw_curves(top, report)
@@ -50,21 +52,26 @@ def save(report: dict[str, Any], path: Path) -> None:
 
 
 def _draw_curves(panel: Any, report: dict[str, Any]) -> None:
-    """A panel for each path, all with the same axes: the loss of every seed, and their mean."""
+    """A panel for each path, all with the same axes: the loss, over the seeds."""
     paths = list(report["not_finite"])
     panels = panel.subplots(1, len(paths), sharex=True, sharey=True, squeeze=False)[0]
     for axes, name in zip(panels, paths, strict=True):
         curves = [_smooth(seed["series"]["loss"][name]) for seed in report["seeds"]]
-        for curve in curves:
-            axes.plot(curve, color=_COLOURS[name], linewidth=0.8, alpha=0.6)
-        axes.set_title(name + (" (yardstick)" if name == report["yardstick"] else ""), fontsize=11)
+        steps = range(len(curves[0]))
+        lowest, middle, highest = zip(*map(_middle, zip(*curves, strict=True)), strict=True)
+        axes.fill_between(steps, lowest, highest, color=_COLOURS[name], alpha=0.3, linewidth=0)
+        axes.plot(steps, middle, color=_COLOURS[name], linewidth=1.3)
+        yardstick = " (yardstick)" if name == report["yardstick"] else ""
+        axes.set_title(name + yardstick, color=_COLOURS[name], fontweight="bold")
         axes.set_yscale("log")
         axes.grid(alpha=0.25)
         lost = report["not_finite"][name]["loss"]
         note = f"not finite at {lost}\nof {report['not_finite'][name]['steps']} steps" * bool(lost)
         axes.text(0.95, 0.92, note, transform=axes.transAxes, ha="right", va="top", color="red")
     panels[0].set_ylabel("training loss (nats), running mean")
-    panel.supxlabel("step", fontsize=10)
+    seeds = len(report["seeds"])
+    of_seeds = f"; mean of {seeds} seeds, and from the lowest to the highest" * (seeds > 1)
+    panel.supxlabel("step" + of_seeds, fontsize=10)
 
 
 def _draw_answers(axes: Axes, report: dict[str, Any]) -> None:
@@ -80,8 +87,9 @@ def _draw_answers(axes: Axes, report: dict[str, Any]) -> None:
     axes.set_xlim(-0.5, len(seeds) - 0.5)
     axes.margins(y=0.25)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_title(f"Right, of {report['answers']['asked']} test {report['settings']['unit']}")
-    axes.set_xlabel("seed; from left to right " + ", ".join(right), fontsize=7.5)
+    asked = f"{report['answers']['asked']} test {report['settings']['unit']}"
+    axes.set_title(f"Right, of {asked}", fontsize=11)
+    axes.set_xlabel("seed; the heads as above")
 
 
 def _draw_roundings(axes: Axes, report: dict[str, Any]) -> None:
@@ -101,13 +109,13 @@ def _draw_roundings(axes: Axes, report: dict[str, Any]) -> None:
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(left=0)
     axes.grid(axis="x", alpha=0.25)
-    axes.set_title("Gradients at the same weights")
+    axes.set_title("Gradients at the same weights", fontsize=11)
     axes.set_xlabel(f"from builtin's, in roundings ({report['rounding']['dtype']})")
 
 
 def _draw_times(axes: Axes, report: dict[str, Any]) -> None:
-    heads = report["heads"]
-    for row, (name, head) in enumerate(heads.items()):
+    marks = {}
+    for row, (name, head) in enumerate(report["heads"].items()):
         low, high = head["head_us_quartiles"]
         middle = head["head_us"]
         axes.errorbar(
@@ -119,32 +127,32 @@ def _draw_times(axes: Axes, report: dict[str, Any]) -> None:
             capsize=4,
         )
         share = 1e-3 * middle / head["step_ms"]
-        _label(axes, middle, row, f"{duration(1e-6 * middle)}, {share:.0%} of a step")
-    _finish_costs(axes, list(heads), "µs, with quartiles", "Time of last layer and loss")
+        marks[name] = (middle, f"{duration(1e-6 * middle)} ({share:.0%})")
+    unit = "µs; median, quartiles (share of a step)"
+    _finish_costs(axes, marks, unit, "Last layer and loss: time")
 
 
 def _draw_memory(axes: Axes, report: dict[str, Any]) -> None:
-    heads = report["heads"]
-    for row, (name, head) in enumerate(heads.items()):
+    marks = {}
+    for row, (name, head) in enumerate(report["heads"].items()):
         kibibytes = head["head_peak_bytes"] / 2**10
         axes.plot([kibibytes], [row], "o", color=_COLOURS[name])
-        _label(axes, kibibytes, row, size(head["head_peak_bytes"]))
-    _finish_costs(axes, list(heads), "KiB, at the peak", "Memory of last layer and loss")
+        marks[name] = (kibibytes, size(head["head_peak_bytes"]))
+    _finish_costs(axes, marks, "KiB, at the peak", "Last layer and loss: memory")
 
 
-def _label(axes: Axes, x: float, row: int, text: str) -> None:
-    axes.annotate(
-        text, (x, row), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8
-    )
-
-
-def _finish_costs(axes: Axes, names: list[str], unit: str, title: str) -> None:
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.5, -0.7)
-    axes.set_xlim(left=0)
-    axes.margins(x=0.35)
+def _finish_costs(axes: Axes, marks: dict[str, tuple[float, str]], unit: str, title: str) -> None:
+    """Write beside each mark what it is, on the side that has room."""
+    furthest = max(x for x, _ in marks.values())
+    for row, (x, text) in enumerate(marks.values()):
+        side = "left" if x < furthest / 2 else "right"
+        shift = (-4 if side == "left" else 4, 9)
+        axes.annotate(text, (x, row), xytext=shift, textcoords="offset points", ha=side, fontsize=9)
+    axes.set_yticks(range(len(marks)), list(marks))
+    axes.set_ylim(len(marks) - 0.5, -0.8)
+    axes.set_xlim(0, 1.1 * axes.get_xlim()[1])
     axes.grid(axis="x", alpha=0.25)
-    axes.set_title(title)
+    axes.set_title(title, fontsize=11)
     axes.set_xlabel(unit)
 
 
@@ -166,6 +174,12 @@ def _in_roundings(series: dict[str, Any], name: str, eps: float) -> list[float |
 def _offsets(count: int) -> list[float]:
     """So many places, evenly from -0.3 to 0.3."""
     return [0.6 * (i + 0.5) / count - 0.3 for i in range(count)]
+
+
+def _middle(values: tuple[float, ...]) -> tuple[float, float, float]:
+    """The least, the mean and the largest, of those that are finite."""
+    finite = [value for value in values if math.isfinite(value)]
+    return (min(finite), fmean(finite), max(finite)) if finite else (math.nan,) * 3
 
 
 def _smooth(values: list[float | None]) -> list[float]:

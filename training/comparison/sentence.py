@@ -34,10 +34,10 @@ def title(report: dict[str, Any]) -> str:
     apart = max(max(map(abs, _gains(pair))) for pair in _pairs(report).values())
     spread = answers["spread"][_first(report)]
     unit = report["settings"]["unit"]
-    seeds = "" if spread is None else f"; another seed changes {spread:.1f}"
+    seeds = "" if spread is None else f", another seed {spread:.1f}"
     return (
-        f"Whichever head is trained, at most {apart} of {answers['asked']} test {unit} "
-        f"{'differs' if apart == 1 else 'differ'}{seeds}"
+        f"Another head changes {f'at most {apart}' if apart else 'none'} of the right answers to "
+        f"{answers['asked']} test {unit}{seeds}"
     )
 
 
