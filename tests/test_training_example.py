@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -38,3 +39,11 @@ def test_the_example_runs_beside_a_users_own_training_module(tmp_path: Path):
 
 def test_the_example_stands_in_the_documentation():
     assert "../examples/lightning_module.py" in (ROOT / "docs" / "mnist.md").read_text()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_documentations_example_runs_when_pasted(capsys, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "mnist.md").read_text(), re.S)
+    exec(compile(example, "docs/mnist.md", "exec"), {})
+    assert "of 360 right" in capsys.readouterr().out

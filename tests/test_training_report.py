@@ -93,12 +93,16 @@ def test_the_numbers():
     assert built["yardstick"] == "exact"
 
 
-def test_a_difference_is_also_given_in_roundings_of_the_largest_entry_there():
-    differences = a_report()["differences"]
-    assert differences["custom"]["same_weights"]["roundings"] == pytest.approx(2.0)  # 1 EPS of 0.5
-    assert differences["exact"]["same_weights"]["roundings"] == pytest.approx(2.0)
-    half = a_report(precision="16-mixed")["differences"]["custom"]["same_weights"]["roundings"]
-    assert half == pytest.approx(2.0 * EPS / torch.finfo(torch.float16).eps)
+def test_a_difference_is_also_given_in_roundings_of_the_largest_entry():
+    record = a_record()
+    record.gradients[7]["builtin"] = [0.5, 4.0]
+    record.probe_differences[2]["custom"] = [EPS, 12 * EPS]
+    differences = a_report(an_outcome(record=record))["differences"]
+    assert differences["custom"]["same_weights"]["roundings"] == pytest.approx(3)  # 12 / 4
+    assert differences["exact"]["same_weights"]["roundings"] == pytest.approx(1)  # 1 / 1
+    half = a_report(an_outcome(record=record), precision="16-mixed")["differences"]["custom"]
+    expected = 3 * EPS / torch.finfo(torch.float16).eps
+    assert half["same_weights"]["roundings"] == pytest.approx(expected)
 
 
 def test_the_steps_after_a_resumption_are_warm_up_too():

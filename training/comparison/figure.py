@@ -94,9 +94,9 @@ def _draw_answers(axes: Axes, report: dict[str, Any]) -> None:
 
 def _draw_roundings(axes: Axes, report: dict[str, Any]) -> None:
     """At every probe the largest difference of a gradient, in roundings: a row for each path."""
-    eps, names = report["rounding"]["eps"], list(report["differences"])
+    names = list(report["differences"])
     for row, name in enumerate(names):
-        found = [x for seed in report["seeds"] for x in _in_roundings(seed["series"], name, eps)]
+        found = _in_roundings(report, name)
         finite = [x for x in found if x is not None]
         heights = [row + offset for offset in _offsets(len(finite))]
         axes.plot(finite, heights, ".", color=_COLOURS[name], markersize=4)
@@ -156,18 +156,15 @@ def _finish_costs(axes: Axes, marks: dict[str, tuple[float, str]], unit: str, ti
     axes.set_xlabel(unit)
 
 
-def _in_roundings(series: dict[str, Any], name: str, eps: float) -> list[float | None]:
-    """The largest over the parameters at each probe; None where one is not finite."""
-    same = series["same_weights"]
+def _in_roundings(report: dict[str, Any], name: str) -> list[float | None]:
+    """The largest over the parameters at each probe of each seed; None where one is not finite."""
+    units = [report["rounding"]["eps"] * (size or 0.0) for size in report["gradient_size"]]
     found: list[float | None] = []
-    for differences, sizes in zip(
-        zip(*same[name]["gradients"], strict=True), zip(*same["size"], strict=True), strict=True
-    ):
-        if None in differences or None in sizes:
-            found.append(None)
-        else:
-            pairs = zip(differences, sizes, strict=True)
-            found.append(max(d / (eps * size) if d else 0.0 for d, size in pairs))
+    for seed in report["seeds"]:
+        for differences in zip(*seed["series"]["same_weights"][name]["gradients"], strict=True):
+            pairs = zip(differences, units, strict=True)
+            lost = None in differences
+            found.append(None if lost else max((d / unit for d, unit in pairs if unit), default=0))
     return found
 
 

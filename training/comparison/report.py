@@ -58,25 +58,25 @@ class Questions:
 def build(outcomes: Sequence[Outcome], questions: Questions) -> dict[str, Any]:
     """Return the report, plain numbers and strings, as it is written to `report.json`."""
     dtype = DTYPES[questions.settings["precision"]]
+    eps = torch.finfo(dtype).eps
     paths = list(outcomes[0].predictions)
     records = [outcome.record for outcome in outcomes]
+    sizes = [
+        _largest(step[paths[0]][i] for record in records for step in record.gradients)
+        for i in range(len(questions.parameters))
+    ]
+    units = [eps * size if math.isfinite(size) else 0.0 for size in sizes]
     content: dict[str, Any] = {
         "steps": records[0].steps,
         "settings": questions.settings | {"unit": questions.unit},
         "environment": _environment(questions.device),
         "parameters": questions.parameters,
-        "rounding": {"dtype": str(dtype).removeprefix("torch."), "eps": torch.finfo(dtype).eps},
+        "rounding": {"dtype": str(dtype).removeprefix("torch."), "eps": eps},
         "heads": {name: _head(outcomes, name, questions) for name in questions.heads},
         "yardstick": next((name for name in paths if name not in questions.heads), None),
         "answers": _answers(outcomes, questions, paths),
-        "differences": {
-            name: _differences(records, paths[0], name, torch.finfo(dtype).eps)
-            for name in paths[1:]
-        },
-        "gradient_size": _numbers(
-            _largest(record.gradients[i][paths[0]][k] for record in records for i in _steps(record))
-            for k in range(len(questions.parameters))
-        ),
+        "differences": {name: _differences(records, paths[0], name, units) for name in paths[1:]},
+        "gradient_size": _numbers(sizes),
         "not_finite": {name: _not_finite(records, name) for name in paths},
         "seeds": [_seed(outcome, paths) for outcome in outcomes],
     }
@@ -158,55 +158,44 @@ def _pair(pair: answers.Pair, independent: bool) -> dict[str, Any]:
 
 
 def _differences(
-    records: Sequence[Record], first: str, name: str, eps: float
+    records: Sequence[Record], first: str, name: str, units: list[float]
 ) -> dict[str, dict[str, Any]]:
-    """The largest from the first path, over the steps: of the loss, of each gradient, in units."""
-    own = _Largest(eps)
-    same = _Largest(eps)
-    for record in records:
-        for i in _steps(record):
-            own.see(
-                abs(record.loss[name][i] - record.loss[first][i]),
-                record.gradient_differences[i][name],
-                record.gradients[i][first],
-            )
-        for losses, sizes, differences in zip(
-            record.probe_losses, record.probe_gradients, record.probe_differences, strict=True
-        ):
-            same.see(abs(losses[name] - losses[first]), differences[name], sizes[first])
-    return {"own_path": own.found(), "same_weights": same.found()}
-
-
-class _Largest:
-    """The largest differences seen, and at how many of the places one was not finite."""
-
-    def __init__(self, eps: float) -> None:
-        self.eps = eps
-        self.losses: list[float] = []
-        self.gradients: list[list[float]] = []
-        self.roundings: list[float] = []
-
-    def see(self, loss: float, differences: list[float], sizes: list[float]) -> None:
-        """Take up one step: each parameter's largest difference, and the largest entry there."""
-        self.losses.append(loss)
-        self.gradients.append(differences)
-        self.roundings.append(
-            _worst(
-                0.0 if difference == 0 else difference / (self.eps * size) if size else math.inf
-                for difference, size in zip(differences, sizes, strict=True)
-            )
+    """The largest from the first path, over the steps: of the loss, and of each gradient."""
+    own = [
+        (
+            abs(record.loss[name][i] - record.loss[first][i]),
+            record.gradient_differences[i][name],
         )
+        for record in records
+        for i in range(record.steps)
+    ]
+    same = [
+        (abs(losses[name] - losses[first]), differences[name])
+        for record in records
+        for losses, differences in zip(record.probe_losses, record.probe_differences, strict=True)
+    ]
+    return {"own_path": _found(own, units), "same_weights": _found(same, units)}
 
-    def found(self) -> dict[str, Any]:
-        """Return them; a largest is that of the finite ones, beside the count of the others."""
-        return {
-            "places": len(self.losses),
-            "loss": _number(_largest(self.losses)),
-            "loss_not_finite": _count_not_finite(self.losses),
-            "gradients": _numbers(_largest(series) for series in zip(*self.gradients, strict=True)),
-            "gradients_not_finite": _count_not_finite(map(_worst, self.gradients)),
-            "roundings": _number(_largest(self.roundings)),
-        }
+
+def _found(seen: list[tuple[float, list[float]]], units: list[float]) -> dict[str, Any]:
+    """Return the largest of the finite differences, beside the count of the others.
+
+    Args:
+        seen: at each place, the difference of the loss, and of each parameter's gradient.
+        units: of each parameter, the rounding of its gradient's largest entry in the run.
+    """
+    losses = [loss for loss, _ in seen]
+    gradients = [differences for _, differences in seen]
+    largest = [_largest(series) for series in zip(*gradients, strict=True)]
+    roundings = (size / unit for size, unit in zip(largest, units, strict=True) if unit)
+    return {
+        "places": len(seen),
+        "loss": _number(_largest(losses)),
+        "loss_not_finite": _count_not_finite(losses),
+        "gradients": _numbers(largest),
+        "gradients_not_finite": _count_not_finite(map(_worst, gradients)),
+        "roundings": _number(_largest(roundings)),
+    }
 
 
 def _not_finite(records: Sequence[Record], name: str) -> dict[str, int]:
@@ -244,7 +233,6 @@ def _seed(outcome: Outcome, paths: list[str]) -> dict[str, Any]:
             },
             "same_weights": {
                 "steps": record.probes,
-                "size": _per_parameter([sizes[paths[0]] for sizes in record.probe_gradients]),
                 **{
                     name: {
                         "loss": _numbers(
@@ -257,10 +245,6 @@ def _seed(outcome: Outcome, paths: list[str]) -> dict[str, Any]:
             },
         },
     }
-
-
-def _steps(record: Record) -> range:
-    return range(record.steps)
 
 
 def _quartiles(values: list[float]) -> tuple[float, float]:

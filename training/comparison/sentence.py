@@ -45,19 +45,23 @@ def _answers(report: dict[str, Any]) -> str:
     answers, pairs, first = report["answers"], _pairs(report), _first(report)
     seeds = len(answers["right"][first])
     asked = f"{answers['asked']} {report['settings']['unit']}"
-    gains = _and([str(sum(_gains(pair))) for pair in pairs.values()])
     over = f"over {seeds} seeds of {asked}" if seeds > 1 else f"on {asked}"
     p = min(pair["p"] for pair in pairs.values())
     better = _significant(report)
     none = f"No head answers otherwise than {first} beyond chance"
     verdict = _otherwise(better, report) if better else none
-    differ = _and([str(sum(pair["differ"])) for pair in pairs.values()])
+    differ = [sum(pair["differ"]) for pair in pairs.values()]
+    gains = [f"{sum(_gains(pair)):+d}" for pair in pairs.values()]
+    if any(differ):
+        found = (
+            f"give another answer {_and(list(map(str, differ)))} times, which changes the right "
+            f"ones by {_and(gains)} (exact test: p = {p:.2f} or more)"
+        )
+    else:
+        found = f"give its answer every time (exact test: p = {p:.2f})"
     spread = answers["spread"][first]
-    seed = "" if spread is None else f", where another seed alone changes {spread:.1f} of {asked}"
-    return (
-        f"{verdict}: {over}, {_and(list(pairs))} give {differ} answers that differ from its, and "
-        f"have {gains} right ones more (exact test: p = {p:.2f} at the least){seed}"
-    )
+    seed = "" if spread is None else f", where another seed changes {spread:.1f} of {asked}"
+    return f"{verdict}: {over}, {_and(list(pairs))} {found}{seed}"
 
 
 def _otherwise(names: list[str], report: dict[str, Any]) -> str:
@@ -73,16 +77,16 @@ def _losses(report: dict[str, Any]) -> str:
 
 def _gradients(report: dict[str, Any]) -> str:
     same = {name: report["differences"][name]["same_weights"] for name in _others(report)}
-    worst = max(found["roundings"] for found in same.values())
+    worst = max(found["roundings"] or 0.0 for found in same.values())
     yardstick = report["yardstick"]
     if yardstick is None:
         beside = ""
     else:
         exact = report["differences"][yardstick]["same_weights"]["roundings"]
-        beside = f", and the exact answer is {exact:.1f} from it"
+        beside = f", where its own exact answer is {exact:.1f} away"
     return (
-        f"at the same weights no gradient is more than {worst:.1f} roundings of its largest entry "
-        f"({report['rounding']['dtype']}) from {_first(report)}'s{beside}"
+        f"at the same weights no gradient is further from {_first(report)}'s than {worst:.1f} "
+        f"roundings ({report['rounding']['dtype']}){beside}"
     )
 
 

@@ -118,7 +118,7 @@ def _differences(report: dict[str, Any]) -> Table:
             lambda d: largest(_worst(d["gradients"]), d["gradients_not_finite"], d["places"]),
         )
         row("  the same in roundings", _roundings)
-    table.add_row(Text("values of its own not finite", style="italic"))
+    table.add_row(Text("of its own not finite", style="italic"))
     row = _rower(table, [report["not_finite"][name] for name in paths])
     row("  probes", lambda n: _counted(n["probe_loss"], n["probe_gradients"], n["probes"]))
     row("  steps", lambda n: _counted(n["loss"], n["gradients"], n["steps"]))
@@ -153,7 +153,8 @@ def _reading(report: dict[str, Any]) -> Text:
         f"same weights: at {probes} steps every head got {first}'s features and last layer, and "
         f"sent its gradient through {first}'s network: what the head itself changes. own path: "
         "each head trains its own copy; training amplifies the rounding of its last bit. in "
-        f"roundings: as multiples of {dtype}'s epsilon times the largest entry of that gradient. "
+        f"roundings: over {dtype}'s epsilon times the largest entry of that parameter's gradient "
+        "in the run. "
         f"{exact}last layer and loss alone: forward and backward. spread: standard deviation.",
         style="dim",
     )
@@ -185,7 +186,7 @@ def _counted(losses: int, gradients: int, places: int) -> str:
 
 
 def _roundings(found: dict[str, Any]) -> str:
-    if found["gradients_not_finite"]:
+    if found["gradients_not_finite"] or found["roundings"] is None:
         return "not finite"
     return f"{found['roundings']:.1f}" if found["roundings"] < 1e4 else f"{found['roundings']:.0e}"
 
