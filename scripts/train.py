@@ -56,8 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         data = DigitData.of(arguments)
         with start.held(arguments, data) as run:
             limit = start.limit(arguments, data)
-            result = run / RESULT
-            if result.is_file() and read_json(result)["steps"] == limit.steps:
+            if _steps(run / RESULT) == limit.steps:
                 print(
                     f"{run} has finished: there is nothing to resume. It ended at {limit.flag}; "
                     "more would continue it."
@@ -72,6 +71,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
             if finished.trainer.is_global_zero:
                 _report(arguments, finished, len(data.examples.test_targets), run)
+
+
+def _steps(result: Path) -> int | None:
+    """After how many steps a result was written; None if there is none."""
+    content = read_json(result) if result.is_file() else None
+    return content.get("steps") if isinstance(content, dict) else None
 
 
 def _report(

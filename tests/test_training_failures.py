@@ -116,6 +116,19 @@ def test_a_damaged_checkpoint_is_one_line_that_names_it(
     assert f"{path} is not the checkpoint of such a run" in line
 
 
+def test_damaged_best_weights_are_one_line_that_names_them(
+    call: Callable[..., None], refusal, tmp_path: Path
+):
+    settings = (*DIGITS, "--model", "linear", "--epochs", 1, "--keep-best")
+    call("train", *settings, "--out", tmp_path)
+    run = tmp_path / "version_0"
+    (run / "result.json").unlink()
+    (run / "best.ckpt").write_bytes(b"half")
+    line = refusal("train", "--resume", "--no-progress", "--out", tmp_path)
+    assert f"{run / 'best.ckpt'} is damaged" in line
+    assert not (run / "result.json").exists()
+
+
 @pytest.mark.parametrize("script", SMALL)
 def test_a_run_without_its_checkpoint_is_not_begun_anew(
     call: Callable[..., None], refusal, tmp_path: Path, script: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import signal
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -39,11 +40,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
         write_whole(path, write)
 
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the checkpoint at `path`; raise `Refused` if it is not whole."""
+        load = super().load_checkpoint
+        return _whole(Path(path), lambda: load(path, *args, **kwargs))
+
 
 def read(path: Path) -> dict[str, Any]:
-    """Return the checkpoint at `path`; raise `Refused` if it is not whole."""
+    """Return what torch has saved at `path`; raise `Refused` if it is not whole."""
+    return _whole(path, lambda: torch.load(path, map_location="cpu", weights_only=True))
+
+
+def _whole(path: Path, load: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load()
     except Exception as error:  # of a damaged file torch may raise anything
         if isinstance(error, OSError) and error.filename is not None:
             raise  # the system does not let it be opened
