@@ -45,7 +45,7 @@ def save(report: dict[str, Any], path: Path) -> None:
         f"{settings['precision']}, {report['environment']['device']}; every head from the same "
         "weights on the same batches"
     )
-    title = "\n".join(textwrap.wrap(report["title"], 95))
+    title = "\n".join(textwrap.wrap(report["title"], 104))
     figure.suptitle(title, fontsize=15, fontweight="bold")
     figure.supxlabel(below, fontsize=9)
     write_whole(path, lambda file: figure.savefig(file, dpi=120, format="png"))
@@ -107,7 +107,7 @@ def _draw_roundings(axes: Axes, report: dict[str, Any]) -> None:
             )
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.05 * axes.get_xlim()[1])
     axes.grid(axis="x", alpha=0.25)
     axes.set_title("Gradients at the same weights", fontsize=11)
     axes.set_xlabel(f"from builtin's, in roundings ({report['rounding']['dtype']})")
@@ -115,9 +115,11 @@ def _draw_roundings(axes: Axes, report: dict[str, Any]) -> None:
 
 def _draw_times(axes: Axes, report: dict[str, Any]) -> None:
     marks = {}
-    for row, (name, head) in enumerate(report["heads"].items()):
-        low, high = head["head_us_quartiles"]
-        middle = head["head_us"]
+    heads = report["heads"]
+    unit, scale = ("ms", 1e-3) if max(h["head_us"] for h in heads.values()) > 1e3 else ("µs", 1)
+    for row, (name, head) in enumerate(heads.items()):
+        low, high = (scale * quartile for quartile in head["head_us_quartiles"])
+        middle = scale * head["head_us"]
         axes.errorbar(
             [middle],
             [row],
@@ -126,19 +128,20 @@ def _draw_times(axes: Axes, report: dict[str, Any]) -> None:
             color=_COLOURS[name],
             capsize=4,
         )
-        share = 1e-3 * middle / head["step_ms"]
-        marks[name] = (middle, f"{duration(1e-6 * middle)} ({share:.0%})")
-    unit = "µs; median, quartiles (share of a step)"
+        share = 1e-3 * head["head_us"] / head["step_ms"]
+        marks[name] = (middle, f"{duration(1e-6 * head['head_us'])} ({share:.0%})")
+    unit += "; median, quartiles (share of a step)"
     _finish_costs(axes, marks, unit, "Last layer and loss: time")
 
 
 def _draw_memory(axes: Axes, report: dict[str, Any]) -> None:
     marks = {}
-    for row, (name, head) in enumerate(report["heads"].items()):
-        kibibytes = head["head_peak_bytes"] / 2**10
-        axes.plot([kibibytes], [row], "o", color=_COLOURS[name])
-        marks[name] = (kibibytes, size(head["head_peak_bytes"]))
-    _finish_costs(axes, marks, "KiB, at the peak", "Last layer and loss: memory")
+    peaks = {name: head["head_peak_bytes"] for name, head in report["heads"].items()}
+    unit, scale = ("MiB", 2**20) if max(peaks.values()) >= 2**20 else ("KiB", 2**10)
+    for row, (name, peak) in enumerate(peaks.items()):
+        axes.plot([peak / scale], [row], "o", color=_COLOURS[name])
+        marks[name] = (peak / scale, size(peak))
+    _finish_costs(axes, marks, f"{unit}, at the peak", "Last layer and loss: memory")
 
 
 def _finish_costs(axes: Axes, marks: dict[str, tuple[float, str]], unit: str, title: str) -> None:

@@ -26,7 +26,7 @@ def title(report: dict[str, Any]) -> str:
     if broken:
         return broken
     if not _tested(report):
-        return f"One loss curve, and {_costs(report)}"
+        return f"One loss curve; {_costs(report)}"
     better = _significant(report)
     if better:
         return _otherwise(better, report)
@@ -95,7 +95,7 @@ def _costs(report: dict[str, Any]) -> str:
     (first, *_, last) = heads.values()
     memory = f"{size(last['head_peak_bytes'])} instead of {size(first['head_peak_bytes'])}"
     time = f"{duration(1e-6 * last['head_us'])} instead of {duration(1e-6 * first['head_us'])}"
-    return f"the last layer and its loss take {memory} and {time}"
+    return f"last layer and loss take {memory}, {time}"
 
 
 def _not_finite(report: dict[str, Any]) -> str | None:
