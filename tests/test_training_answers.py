@@ -55,6 +55,19 @@ def test_gained_and_lost_add_up_to_the_difference_of_the_right_answers(rows):
     assert found.gained[0] + found.lost[0] <= found.differ[0]
 
 
+def test_over_the_seeds_it_is_students_test():
+    p, (low, high) = Pair([0] * 3, [0, 1, 2], [18, 3, 18], 10_000).over_seeds
+    # Differences -18, -2, -16: mean -12, deviation 8.718; t = -2.384 with 2 degrees of freedom.
+    assert p == pytest.approx(0.1399, abs=1e-3)
+    assert (low, high) == pytest.approx((-33.66e-4, 9.66e-4), abs=1e-5)
+
+
+def test_over_one_seed_there_is_no_test_and_without_a_spread_no_division():
+    assert Pair([0], [3], [1], 360).over_seeds is None
+    assert Pair([0, 0], [1, 1], [1, 1], 360).over_seeds == (1.0, (0.0, 0.0))
+    assert Pair([0, 0], [2, 2], [1, 1], 360).over_seeds == (0.0, (1 / 360, 1 / 360))
+
+
 def test_the_spread_is_between_seeds():
     assert spread([1.0]) is None
     assert spread([1.0, 3.0]) == pytest.approx(math.sqrt(2))

@@ -23,6 +23,15 @@ def test_runs_are_numbered_one_after_the_other_past_whatever_bears_the_name(tmp_
     assert folder.claim(out) == out / "version_8"
 
 
+def test_a_folder_that_another_process_makes_at_the_same_moment_is_left_to_it(
+    tmp_path: Path, monkeypatch
+):
+    numbers = iter([0, 0, 1])
+    monkeypatch.setattr(folder, "next_version", lambda out: out / f"version_{next(numbers)}")
+    (tmp_path / "version_0").mkdir()
+    assert folder.claim(tmp_path) == tmp_path / "version_1"
+
+
 def claim(out: Path, start, claimed) -> None:
     start.wait()
     claimed.put(folder.claim(out))

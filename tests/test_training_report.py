@@ -238,8 +238,22 @@ def test_in_the_picture_no_mark_lies_on_another(tmp_path: Path, monkeypatch):
 def test_the_title_of_the_picture_is_what_it_shows():
     assert a_report(*map(an_outcome, range(2)))["title"].startswith("Another head changes none of")
     wrong = [(t + 1) % 10 for t in range(10)] * 2
-    better = a_report(an_outcome(builtin=wrong))
+    better = a_report(*(an_outcome(seed, builtin=wrong) for seed in range(2)))
     assert better["title"].startswith("jacobian, custom and custom-fused answer otherwise")
+    assert better["sentence"].startswith("jacobian, custom and custom-fused answer otherwise")
+
+
+def test_one_seed_is_not_taken_for_the_head_nor_a_rounding_for_a_difference():
+    targets = list(range(10)) * 2
+    wrong = [(t + 1) % 10 for t in targets]
+    one = a_report(an_outcome(custom=wrong))
+    assert one["answers"]["beside_first"]["custom"]["p"] < 1e-5
+    assert "one seed cannot tell a head from its rounding" in one["sentence"]
+    # Two networks that differ much, and to either side: training has amplified a rounding.
+    two = a_report(an_outcome(0, custom=wrong), an_outcome(1, builtin=wrong[:8] + targets[8:]))
+    beside = two["answers"]["beside_first"]["custom"]
+    assert beside["p"] < 0.05 < beside["over_seeds"]["p"]
+    assert two["sentence"].startswith("No head is seen to answer otherwise than builtin")
 
 
 def test_an_outcome_comes_back_as_it_was_saved(tmp_path: Path):

@@ -1,11 +1,16 @@
 """Whether heads answer differently: paired, as they were asked the same questions.
 
-Of the targets that two heads were asked, only those tell them apart that one has right and the
-other wrong. If neither is the better one, each of these falls to either side with probability 1/2:
-McNemar's test, here exact, with the binomial distribution (Q. McNemar, Psychometrika 12, 1947). The
-interval for the difference of the two accuracies combines exact intervals (C. J. Clopper and E. S.
-Pearson, Biometrika 26, 1934) for the two shares, each at 97.5 %, so that both hold, and with them
-the difference, in at least 95 % of experiments; it has a width also where no answer differs.
+Two questions, and two tests. *Do these networks answer differently?* Only the targets that one has
+right and the other wrong tell them apart. If neither is the better one, each of these falls to
+either side with probability 1/2: McNemar's test, here exact, with the binomial distribution (Q.
+McNemar, Psychometrika 12, 1947). The interval for the difference of the accuracies combines exact
+ones (C. J. Clopper and E. S. Pearson, Biometrika 26, 1934) for the two shares, each at 97.5 %, so
+that both hold, and with them the difference, in at least 95 % of experiments; it has a width also
+where no answer differs.
+
+*Is it the head?* Training amplifies a rounding, so that two networks of one seed can differ
+although their heads do not; the images then have all their differences from one draw. Another draw
+takes another seed: Student's test and interval for the mean of the seeds' differences.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-from scipy.stats import binomtest  # type: ignore[import-untyped]
+from scipy.stats import binomtest, ttest_1samp  # type: ignore[import-untyped]
 
 CONFIDENCE = 0.95
 
@@ -56,7 +61,23 @@ class Pair:
     @property
     def spread(self) -> float | None:
         """The standard deviation of the difference between seeds; None of one seed."""
-        return spread([(g - n) / self.asked for g, n in zip(self.gained, self.lost, strict=True)])
+        return spread(self._by_seed)
+
+    @property
+    def over_seeds(self) -> tuple[float, tuple[float, float]] | None:
+        """Student's p for a mean of 0 and the interval for the mean; None of one seed."""
+        by_seed = self._by_seed
+        if len(by_seed) < 2:
+            return None
+        if len(set(by_seed)) == 1:  # no spread to divide by
+            return float(by_seed[0] == 0), (by_seed[0], by_seed[0])
+        found = ttest_1samp(by_seed, 0)
+        interval = found.confidence_interval(CONFIDENCE)
+        return float(found.pvalue), (float(interval.low), float(interval.high))
+
+    @property
+    def _by_seed(self) -> list[float]:
+        return [(g - n) / self.asked for g, n in zip(self.gained, self.lost, strict=True)]
 
     @property
     def _pairs(self) -> int:

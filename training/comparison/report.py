@@ -145,6 +145,7 @@ def _answers(outcomes: Sequence[Outcome], questions: Questions, paths: list[str]
 
 
 def _pair(pair: answers.Pair, independent: bool) -> dict[str, Any]:
+    over_seeds = pair.over_seeds
     return {
         "differ": pair.differ,
         "gained": pair.gained,
@@ -154,6 +155,7 @@ def _pair(pair: answers.Pair, independent: bool) -> dict[str, Any]:
         # Tokens of one sequence depend on each other: a test that denies it would claim too much.
         "p": pair.p if independent else None,
         "interval": list(pair.interval) if independent else None,
+        "over_seeds": over_seeds and {"p": over_seeds[0], "interval": list(over_seeds[1])},
     }
 
 

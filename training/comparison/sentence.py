@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from training.comparison.quantities import duration, size
@@ -31,13 +32,20 @@ def title(report: dict[str, Any]) -> str:
     if better:
         return _otherwise(better, report)
     answers = report["answers"]
-    apart = max(max(map(abs, _gains(pair))) for pair in _pairs(report).values())
+    apart = _apart(_pairs(report).values())
+    others = []
+    if report["yardstick"]:
+        exact = _apart([answers["beside_first"][report["yardstick"]]])
+        others.append(f"{_first(report)}'s own exact answer {exact or 'none'}")
     spread = answers["spread"][_first(report)]
-    unit = report["settings"]["unit"]
-    seeds = "" if spread is None else f", another seed {spread:.1f}"
-    return (
-        f"Another head changes {f'at most {apart}' if apart else 'none'} of the right answers to "
-        f"{answers['asked']} test {unit}{seeds}"
+    if spread is not None:
+        others.append(f"another seed {spread:.1f}")
+    return "; ".join(
+        [
+            f"Another head changes {f'at most {apart}' if apart else 'none'} of the right answers "
+            f"to {answers['asked']} test {report['settings']['unit']}",
+            *([", ".join(others)] if others else []),
+        ]
     )
 
 
@@ -46,22 +54,39 @@ def _answers(report: dict[str, Any]) -> str:
     seeds = len(answers["right"][first])
     asked = f"{answers['asked']} {report['settings']['unit']}"
     over = f"over {seeds} seeds of {asked}" if seeds > 1 else f"on {asked}"
-    p = min(pair["p"] for pair in pairs.values())
     better = _significant(report)
-    none = f"No head answers otherwise than {first} beyond chance"
+    none = f"No head is seen to answer otherwise than {first}"
     verdict = _otherwise(better, report) if better else none
     differ = [sum(pair["differ"]) for pair in pairs.values()]
-    gains = [f"{sum(_gains(pair)):+d}" for pair in pairs.values()]
     if any(differ):
-        found = (
-            f"give another answer {_and(list(map(str, differ)))} times, which changes the right "
-            f"ones by {_and(gains)} (exact test: p = {p:.2f} or more)"
-        )
+        gains = _and([f"{sum(_gains(pair)):+d}" for pair in pairs.values()])
+        found = f"change the right answers by {gains}"
     else:
-        found = f"give its answer every time (exact test: p = {p:.2f})"
+        found = "give its answer every time"
+    beside = []
+    if report["yardstick"]:
+        exact = answers["beside_first"][report["yardstick"]]
+        beside.append(f"its own exact answer changes them by {sum(_gains(exact)):+d}")
     spread = answers["spread"][first]
-    seed = "" if spread is None else f", where another seed changes {spread:.1f} of {asked}"
-    return f"{verdict}: {over}, {_and(list(pairs))} {found}{seed}"
+    if spread is not None:
+        beside.append(f"another seed changes {spread:.1f} of {asked}")
+    where = f", where {' and '.join(beside)}" if beside else ""
+    return f"{verdict}: {over}, {_and(list(pairs))} {found}{where} ({_tests(report)})"
+
+
+def _tests(report: dict[str, Any]) -> str:
+    """The least p of all heads, of each test."""
+    pairs = _pairs(report).values()
+    networks = f"McNemar's test of these networks: {_p([pair['p'] for pair in pairs])}"
+    if any(pair["over_seeds"] is None for pair in pairs):
+        return f"{networks}; one seed cannot tell a head from its rounding"
+    over_seeds = _p([pair["over_seeds"]["p"] for pair in pairs])
+    return f"Student's test over the seeds: {over_seeds}; {networks}"
+
+
+def _p(values: list[float]) -> str:
+    least = min(values)
+    return f"p = {least:.2g}" + (" or more" if least < max(values) else "")
 
 
 def _otherwise(names: list[str], report: dict[str, Any]) -> str:
@@ -114,8 +139,14 @@ def _not_finite(report: dict[str, Any]) -> str | None:
 
 
 def _significant(report: dict[str, Any]) -> list[str]:
+    """The heads whose networks answer otherwise, and on other seeds would again."""
     pairs = _pairs(report)
-    return [name for name, pair in pairs.items() if pair["p"] < SIGNIFICANCE / len(pairs)]
+    level = SIGNIFICANCE / len(pairs)
+    return [
+        name
+        for name, pair in pairs.items()
+        if pair["p"] < level and pair["over_seeds"] and pair["over_seeds"]["p"] < level
+    ]
 
 
 def _tested(report: dict[str, Any]) -> bool:
@@ -125,6 +156,11 @@ def _tested(report: dict[str, Any]) -> bool:
 def _pairs(report: dict[str, Any]) -> dict[str, Any]:
     beside_first = report["answers"]["beside_first"]
     return {name: beside_first[name] for name in _others(report)}
+
+
+def _apart(pairs: Iterable[dict[str, Any]]) -> int:
+    """By how many right answers two networks of one seed differ at most."""
+    return max(max(map(abs, _gains(pair))) for pair in pairs)
 
 
 def _gains(pair: dict[str, Any]) -> list[int]:

@@ -70,13 +70,18 @@ def _answers(report: dict[str, Any]) -> Table:
     row("  other answer", lambda pair: str(sum(pair["differ"])))
     row("  right where it is wrong", lambda pair: str(sum(pair["gained"])))
     row("  wrong where it is right", lambda pair: str(sum(pair["lost"])))
-    row("  difference, points", lambda pair: f"{100 * pair['difference']:+.2f}")
-    if seeds > 1:
-        row("  its spread between seeds", lambda pair: f"{100 * pair['spread']:.2f}")
+    row("  difference, points", lambda pair: _points(pair["difference"]))
     if all(pair is None or pair["p"] is not None for pair in pairs):
-        row("  at least 95 %, from", lambda pair: f"{100 * pair['interval'][0]:+.2f}")
-        row("  to", lambda pair: f"{100 * pair['interval'][1]:+.2f}")
-        row("  McNemar's exact test, p", lambda pair: f"{pair['p']:.2f}")
+        table.add_row(Text("these networks: McNemar's test", style="italic"))
+        row("  p, exact", lambda pair: f"{pair['p']:.2g}")
+        row("  at least 95 %, from", lambda pair: _points(pair["interval"][0]))
+        row("  to", lambda pair: _points(pair["interval"][1]))
+    if seeds > 1:
+        table.add_row(Text("other seeds: Student's test", style="italic"))
+        row("  spread between seeds", lambda pair: f"{100 * pair['spread']:.2f}")
+        row("  p", lambda pair: f"{pair['over_seeds']['p']:.2g}")
+        row("  95 %, from", lambda pair: _points(pair["over_seeds"]["interval"][0]))
+        row("  to", lambda pair: _points(pair["over_seeds"]["interval"][1]))
     return table
 
 
@@ -155,7 +160,8 @@ def _reading(report: dict[str, Any]) -> Text:
         "each head trains its own copy; training amplifies the rounding of its last bit. in "
         f"roundings: over {dtype}'s epsilon times the largest entry of that parameter's gradient "
         "in the run. "
-        f"{exact}last layer and loss alone: forward and backward. spread: standard deviation.",
+        f"{exact}last layer and loss alone: forward and backward. spread: standard deviation. "
+        "points: of a hundred.",
         style="dim",
     )
 
@@ -183,6 +189,10 @@ def _paths(report: dict[str, Any]) -> list[str]:
 
 def _counted(losses: int, gradients: int, places: int) -> str:
     return f"{max(losses, gradients)} of {places}"
+
+
+def _points(difference: float) -> str:
+    return f"{100 * difference:+.2f}"
 
 
 def _roundings(found: dict[str, Any]) -> str:
