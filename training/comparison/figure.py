@@ -107,7 +107,8 @@ def _draw_roundings(axes: Axes, report: dict[str, Any]) -> None:
             )
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_xlim(0, 1.05 * axes.get_xlim()[1])
+    furthest = axes.get_xlim()[1]
+    axes.set_xlim(-0.03 * furthest, 1.05 * furthest)
     axes.grid(axis="x", alpha=0.25)
     axes.set_title("Gradients at the same weights", fontsize=11)
     axes.set_xlabel(f"from builtin's, in roundings ({report['rounding']['dtype']})")
@@ -129,7 +130,7 @@ def _draw_times(axes: Axes, report: dict[str, Any]) -> None:
             capsize=4,
         )
         share = 1e-3 * head["head_us"] / head["step_ms"]
-        marks[name] = (middle, f"{duration(1e-6 * head['head_us'])} ({share:.0%})")
+        marks[name] = (middle, f"{duration(1e-6 * head['head_us'])} ({share:.1%})")
     unit += "; median, quartiles (share of a step)"
     _finish_costs(axes, marks, unit, "Last layer and loss: time")
 
@@ -146,7 +147,7 @@ def _draw_memory(axes: Axes, report: dict[str, Any]) -> None:
 
 def _finish_costs(axes: Axes, marks: dict[str, tuple[float, str]], unit: str, title: str) -> None:
     """Write beside each mark what it is, on the side that has room."""
-    furthest = max(x for x, _ in marks.values())
+    furthest = axes.get_xlim()[1]
     for row, (x, text) in enumerate(marks.values()):
         side = "left" if x < furthest / 2 else "right"
         shift = (-4 if side == "left" else 4, 9)

@@ -36,17 +36,13 @@ def title(report: dict[str, Any]) -> str:
     others = []
     if report["yardstick"]:
         exact = _apart([answers["beside_first"][report["yardstick"]]])
-        others.append(f"{_first(report)}'s own exact answer {exact or 'none'}")
+        others.append(f"{_first(report)}'s exact answer {exact or 'none'}")
     spread = answers["spread"][_first(report)]
     if spread is not None:
         others.append(f"another seed {spread:.1f}")
-    return "; ".join(
-        [
-            f"Another head changes {f'at most {apart}' if apart else 'none'} of the right answers "
-            f"to {answers['asked']} test {report['settings']['unit']}",
-            *([", ".join(others)] if others else []),
-        ]
-    )
+    most = f"at most {apart} right answers" if apart else "no right answer"
+    message = f"Another head changes {most} of {answers['asked']}"
+    return f"{message}; {', '.join(others)}" if others else message
 
 
 def _answers(report: dict[str, Any]) -> str:
