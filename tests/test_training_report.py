@@ -236,9 +236,8 @@ def test_in_the_picture_no_mark_lies_on_another(tmp_path: Path, monkeypatch):
 
 
 def test_the_title_of_the_picture_is_what_it_shows():
-    assert a_report(*map(an_outcome, range(2)))["title"].startswith(
-        "Another head changes no right answer of 20;"
-    )
+    title = a_report(*map(an_outcome, range(2)))["title"]
+    assert title.startswith("Another head changes no right answer of 20;")
     wrong = [(t + 1) % 10 for t in range(10)] * 2
     better = a_report(*(an_outcome(seed, builtin=wrong) for seed in range(2)))
     assert better["title"].startswith("jacobian, custom and custom-fused answer otherwise")

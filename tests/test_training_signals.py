@@ -6,9 +6,11 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from test_training_scripts import DIGITS, ENVIRONMENT, LM, call, command, report
 
 from training.classifier import Classifier
 from training.comparison.lockstep import Comparison
+from training.run import start
 from training.run.signals import Signals, Stopped
 
 __all__ = ["call"]
@@ -156,6 +159,15 @@ def test_the_handlers_of_before_come_back():
     with Signals():
         assert signal.getsignal(signal.SIGTERM) != before[0]
     assert before == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
+
+
+def test_launched_processes_end_with_the_run_and_not_the_run_with_them():
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    watched = [process]  # by Lightning, which kills this process for one that has failed
+    strategy = SimpleNamespace(launcher=SimpleNamespace(procs=watched))
+    start._end_launched(SimpleNamespace(strategy=strategy))
+    assert process.returncode == -signal.SIGKILL
+    assert not watched
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -214,9 +213,12 @@ def _refuse_fewer_steps(run: Path, limit: Limit) -> None:
 
 def _end_launched(trainer: Trainer) -> None:
     """End the processes that the Trainer has launched: they would wait for this one."""
-    kill = getattr(trainer.strategy.launcher, "kill", None)
-    if kill is not None and trainer.is_global_zero:
-        kill(signal.SIGKILL)
+    launched = getattr(trainer.strategy.launcher, "procs", [])
+    ended = list(launched)
+    launched.clear()  # Lightning watches the list, and kills this process if one there has failed
+    for process in ended:
+        process.kill()
+        process.wait()
 
 
 class _ProgressBar(RichProgressBar):
