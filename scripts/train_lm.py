@@ -6,9 +6,10 @@ import argparse
 from collections.abc import Sequence
 from functools import partial
 
-from training.arguments import Parser, whole
+from training.run.arguments import Parser, whole
+from training.run.command import command
 
-HEAD_WIDTH = 32  # of training.gpt, which imports torch
+HEAD_WIDTH = 32  # of training.networks.gpt, which imports torch
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -17,28 +18,34 @@ def main(argv: Sequence[str] | None = None) -> None:
         "Train a small GPT on the text that comes with Python, with torch's last layer and "
         "cross-entropy and with custom_ops.linear_cross_entropy, from the same weights on the same "
         "batches; report how they differ, and the memory and the time that each takes.",
-        out="runs/lm",
+        "lm",
     )
     parser.set_defaults(batch_size=8, lr=0.002, max_steps=150)
-    arguments = parser.parse_for_comparison(argv)
-    arguments.model = f"GPT of width {arguments.width} with {arguments.vocabulary} classes"
+    with command(parser) as signals:
+        arguments = parser.parse_for_comparison(argv)
+        arguments.model = f"GPT of width {arguments.width} with {arguments.vocabulary} classes"
 
-    # After the arguments: Lightning takes seconds to import.
-    from training import run, session
-    from training.comparison import Comparison
-    from training.gpt import build_gpt
-    from training.optimizer import make_adam
-    from training.text import TextData
+        # After the arguments: Lightning takes seconds to import.
+        from training.comparison import session
+        from training.comparison.lockstep import Comparison
+        from training.data.text import TextData
+        from training.networks.gpt import build_gpt
+        from training.networks.optimizer import make_adam
+        from training.run import start
 
-    def make_module(data: TextData) -> Comparison:
-        network = build_gpt(data.vocabulary, data.context, arguments.width)
-        optimizer = partial(make_adam, lr=arguments.lr)
-        return Comparison(network, optimizer, ("builtin", "custom-fused"))
-
-    try:
-        session.hold(arguments, TextData.of, make_module, (*parser.sizes, *session.SETTINGS))
-    except run.Refused as error:
-        parser.error(str(error))
+        start.check(arguments)
+        data = TextData.of(arguments)
+        session.hold(
+            arguments,
+            data,
+            lambda: Comparison(
+                build_gpt(data.vocabulary, data.context, arguments.width),
+                partial(make_adam, lr=arguments.lr),
+                ("builtin", "custom-fused"),
+            ),
+            (*parser.sizes, *session.SETTINGS),
+            signals,
+        )
 
 
 class _Parser(Parser):

@@ -50,3 +50,27 @@ def test_training_batches_are_shuffled_and_the_test_set_is_whole_and_in_order(da
 def test_unknown_data_names_the_known_ones():
     with pytest.raises(ValueError, match="data must be one of auto, mnist, digits, got 'cifar'"):
         DigitData("cifar")
+
+
+@pytest.mark.parametrize("count", [10, 144, 1427])
+def test_a_validation_set_is_apart_in_proportion_and_the_same_for_every_seed(count: int):
+    whole = DigitData("digits").examples
+    a, b = (DigitData("digits", seed=seed, validation=count).examples for seed in range(2))
+    assert len(a.val_targets) == count
+    assert len(a.train_targets) == 1437 - count
+    together = torch.cat([a.train_inputs, a.val_inputs]).flatten(1)
+    assert torch.equal(together.sort(0).values, whole.train_inputs.flatten(1).sort(0).values)
+    assert torch.equal(a.val_inputs, b.val_inputs)
+    expected = whole.train_targets.bincount() * count / 1437
+    assert (a.val_targets.bincount(minlength=10) - expected).abs().max() <= 1
+    assert torch.equal(a.test_inputs, whole.test_inputs)
+
+
+@pytest.mark.parametrize("count", [1, 9, 1428, 2000, -5])
+def test_a_validation_set_that_cannot_be_is_refused(count: int):
+    with pytest.raises(ValueError, match=f"from 10 to 1427 of the 1437 .* got {count}"):
+        _ = DigitData("digits", validation=count).examples
+
+
+def test_without_a_validation_set_there_is_no_validation(data: DigitData):
+    assert data.val_dataloader() == []

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from training.gpt import build_gpt
-from training.heads import head
+from training.networks.gpt import build_gpt
+from training.networks.heads import head
 
 
 def test_a_position_sees_none_that_follows():

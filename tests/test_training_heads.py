@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from training.heads import HEADS, head
+from training.networks.heads import HEADS, head
 
 
 def loss_and_gradients(name: str, x: Tensor, layer: nn.Linear, target: Tensor) -> list[Tensor]:

@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from training.measurement import median_seconds, peak_bytes, timed
+from training.measurement import peak_bytes, seconds_in_turns, timed
 
 CPU = torch.device("cpu")
 MIB = 2**18  # float32 entries
@@ -42,5 +42,15 @@ def test_timings():
     seconds, result = timed(lambda: time.sleep(0.02) or 7, CPU)
     assert 0.02 <= seconds < 2
     assert result == 7
-    medians = median_seconds({"a": lambda: time.sleep(0.01), "b": lambda: None}, CPU, rounds=5)
-    assert medians["b"] < 0.01 <= medians["a"]
+
+
+def test_works_are_timed_in_turns_and_the_first_rounds_do_not_count():
+    done: list[str] = []
+    works = {"a": lambda: done.append("a"), "b": lambda: done.append("b")}
+    seconds = seconds_in_turns(works, CPU, rounds=20)
+    assert done == ["a", "b"] * 20
+    assert [len(times) for times in seconds.values()] == [18, 18]
+
+
+def test_a_single_round_counts():
+    assert len(seconds_in_turns({"a": lambda: None}, CPU, rounds=1)["a"]) == 1

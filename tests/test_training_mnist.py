@@ -18,9 +18,8 @@ pytest.importorskip("training.lightning", reason="needs the extra [train]")
 
 from torchvision.datasets import MNIST
 
-from training import mnist
-from training.data import DigitData
-from training.images import load_mnist
+from training.data import DigitData, mnist
+from training.data.images import load_mnist
 
 REAL = Path(__file__).parents[2] / "shared" / "mnist"
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from training.models import MODELS, Network, build
+from training.networks.models import MODELS, Network, build
 
 
 @pytest.mark.parametrize("name", MODELS)

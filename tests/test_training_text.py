@@ -5,8 +5,8 @@ import torch
 
 pytest.importorskip("training.lightning", reason="needs the extra [train]")
 
-from training import text
-from training.text import TextData, Tokens
+from training.data import text
+from training.data.text import TextData, Tokens
 
 TEXTS = ["the cat and the dog and the ünïcorn\n\n  (or not)".encode(), b"the end"]
 

@@ -6,18 +6,19 @@ from typing import Any
 
 from torch import Tensor
 
-from training import heads
+import custom_ops
 from training.lightning import LightningModule
-from training.models import build
-from training.optimizer import LEARNING_RATE, make_optimizer
+from training.networks import heads
+from training.networks.models import build
+from training.networks.optimizer import LEARNING_RATE, make_optimizer
 
 
 class Classifier(LightningModule):
     """Images (N, C, H, W) to logits (N, 10).
 
     Args:
-        model: a name of `training.models.MODELS`.
-        head: a name of `training.heads.HEADS`.
+        model: a name of `training.networks.models.MODELS`.
+        head: a name of `training.networks.heads.HEADS`.
         image_shape: (C, H, W).
         lr: the learning rate of the first step.
     """
@@ -46,13 +47,24 @@ class Classifier(LightningModule):
         self.log("loss", loss, prog_bar=True, batch_size=len(labels))
         return loss
 
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Log `val_accuracy` and `val_loss`, the mean; each example counts once in either."""
+        self._log_answers("val", *batch)
+
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Log the accuracy and the mean loss; each example counts once in either."""
-        images, labels = batch
+        """Log `test_accuracy` and `test_loss`, the mean; each example counts once in either."""
+        self._log_answers("test", *batch)
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the probability of each digit (N, 10); the answer is the largest."""
+        images, _ = batch
+        return custom_ops.softmax(self(images), dim=1)
+
+    def _log_answers(self, stage: str, images: Tensor, labels: Tensor) -> None:
         features = self.model.trunk(images)
         metrics = {
-            "test_accuracy": self.model.accuracy(features, labels),
-            "test_loss": self.head(features, self.model.last, labels),
+            f"{stage}_accuracy": self.model.accuracy(features, labels),
+            f"{stage}_loss": self.head(features, self.model.last, labels),
         }
         self.log_dict(metrics, batch_size=len(labels), sync_dist=True)
 

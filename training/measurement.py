@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from statistics import median
 from typing import TypeVar
 
 import torch
@@ -20,10 +19,10 @@ Work = Callable[[], object]
 Result = TypeVar("Result")
 
 
-def median_seconds(
+def seconds_in_turns(
     works: Mapping[str, Work], device: torch.device, rounds: int = 200
-) -> dict[str, float]:
-    """Return the median time of each work, taken in turns so that a slow moment hits all alike.
+) -> dict[str, list[float]]:
+    """Return the times of each work, taken in turns so that a slow moment hits all alike.
 
     Slow works get fewer rounds, as many as begin within `ENOUGH_SECONDS`.
     """
@@ -35,7 +34,7 @@ def median_seconds(
         if time.perf_counter() - began > ENOUGH_SECONDS:
             break
     # The first tenth, but for a single round, warms up.
-    return {name: median(v[-(-len(v) // 10) :] or v) for name, v in seconds.items()}
+    return {name: v[-(-len(v) // 10) :] or v for name, v in seconds.items()}
 
 
 def timed(work: Callable[[], Result], device: torch.device) -> tuple[float, Result]:

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 from torch import Tensor
 
+from training.refusal import Refused
 from training.torchvision_cpu import ensure_importable
 
 #: md5 of each uncompressed file.
@@ -40,11 +41,11 @@ STALL_SECONDS = 20.0
 _FAILURES = (OSError, EOFError, RuntimeError, http.client.HTTPException)
 
 
-class Unavailable(RuntimeError):
+class Unavailable(Refused):
     """MNIST is neither on the disk nor to be had from a mirror; the message says why."""
 
 
-class CorruptFile(RuntimeError):
+class CorruptFile(Refused):
     """A file is there and is not MNIST's; the message names it."""
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.models import Network
+from training.networks.models import Network
 
 BLOCKS = 2
 HEAD_WIDTH = 32

@@ -20,7 +20,7 @@ from pydoc_data.topics import topics
 import torch
 from torch import Tensor
 
-from training.examples import ExampleData, Examples
+from training.data.examples import ExampleData, Examples
 
 BYTES = 256
 
@@ -44,6 +44,7 @@ class TextData(ExampleData):
     """
 
     unit = "tokens"
+    independent = False  # the tokens of a sequence are not
 
     def __init__(self, vocabulary: int, context: int, batch_size: int, seed: int = 0) -> None:
         super().__init__(batch_size, seed, test_batch_size=8)

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from training import mnist
-from training.examples import Examples
+from training.data import mnist
+from training.data.examples import Examples
 
 
 def load_mnist(data_dir: Path) -> Examples:
@@ -51,6 +51,30 @@ def load_digits() -> Examples:
         torch.from_numpy(train_labels).long(),
         _normalised(torch.from_numpy(test_images), **scale),
         torch.from_numpy(test_labels).long(),
+    )
+
+
+def keep_apart(images: Examples, count: int) -> Examples:
+    """Return the same images with `count` of the training set as the validation set.
+
+    The split is fixed and has every digit in proportion. Raise `ValueError` where it cannot.
+    """
+    from sklearn.model_selection import train_test_split
+
+    classes, all = 10, len(images.train_targets)
+    if not classes <= count <= all - classes:
+        raise ValueError(
+            f"validation must be from {classes} to {all - classes} of the {all} training images of "
+            f"{images.name}, got {count}"
+        )
+    train, val = train_test_split(
+        torch.arange(all), test_size=count, stratify=images.train_targets, random_state=0
+    )
+    return images._replace(
+        train_inputs=images.train_inputs[train],
+        train_targets=images.train_targets[train],
+        val_inputs=images.train_inputs[val],
+        val_targets=images.train_targets[val],
     )
 
 

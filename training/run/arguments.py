@@ -6,11 +6,13 @@ Nothing heavy is imported here: `--help` and a mistyped flag answer at once.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
+
+from training.refusal import Refused
+from training.run import folder
 
 #: The names are spelled out because importing where they are defined imports torch.
 DATA = ("auto", "mnist", "digits")
@@ -28,10 +30,11 @@ PRECISIONS = {
 #: What makes a run the run it is: it cannot change when the run is resumed.
 _FIXED = (
     *("head", "data", "model", "vocabulary", "context", "width"),
-    *("batch_size", "lr", "seed", "precision", "devices"),
+    *("batch_size", "lr", "seed", "precision", "devices", "validation", "keep_best"),
 )
 
-_SETTINGS = "settings.json"
+#: What may change, and does not belong to the run.
+_PASSING = ("out", "run", "command", "resume", "no_progress", "accelerator")
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,14 +42,15 @@ class Parser(argparse.ArgumentParser):
 
     Args:
         description: what the script does.
-        out: the default run folder.
+        command: its name. A run is resumed by the same command; it is in runs/<command> by default.
     """
 
     #: How many epochs are the default, in words.
     epochs = "1 for MNIST, 30 for the digits"
 
-    def __init__(self, description: str, out: str) -> None:
+    def __init__(self, description: str, command: str) -> None:
         super().__init__(description=description, allow_abbrev=False)
+        self.set_defaults(command=command, run=None, seeds=1, validation=0, keep_best=False)
         self.add_data_and_model(self.add_argument_group("data and model"))
 
         training = self.add_argument_group("training")
@@ -102,17 +106,18 @@ class Parser(argparse.ArgumentParser):
         run = self.add_argument_group("run folder")
         run.add_argument(
             "--out",
-            type=Path,
-            default=Path(out),
+            type=_path,
+            default=f"runs/{command}",
             metavar="DIR",
-            help="where results, logs and the checkpoint go; without --resume an earlier run in "
-            "there is replaced (default: %(default)s)",
+            help="where the run gets a folder of its own, version_0, version_1 and so on, for its "
+            "results, logs and checkpoint (default: %(default)s)",
         )
         run.add_argument(
             "--resume",
             action="store_true",
-            help="go on from the last checkpoint in --out, with the settings it was started with; "
-            "--epochs and --max-steps may be raised",
+            help="go on from the last checkpoint of the newest run in --out (or of the run whose "
+            "folder --out is), with the settings it was started with; how far it goes (--epochs, "
+            "--max-steps, --seeds) may be raised",
         )
         run.add_argument(
             "--checkpoint-every",
@@ -140,8 +145,8 @@ class Parser(argparse.ArgumentParser):
         )
         group.add_argument(
             "--data-dir",
-            type=Path,
-            default=Path("data"),
+            type=_path,
+            default="data",
             metavar="DIR",
             help="folder that holds, or shall hold, MNIST/raw (default: %(default)s)",
         )
@@ -154,57 +159,50 @@ class Parser(argparse.ArgumentParser):
     def parse(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
         """Return the arguments; with `--resume`, what is not given is as the run was started.
 
-        End the process with one line where something does not fit.
+        Raise `Refused` where something does not fit; a mistyped flag ends the process with a line.
         """
         arguments = self.parse_args(argv)
         if not arguments.resume:
             return arguments
-        if not checkpoint_path(arguments.out).is_file():
-            self.error(
-                f"--resume: there is no checkpoint in {arguments.out}; start without --resume, or "
-                "name the run's folder with --out"
-            )
-        saved = json.loads((arguments.out / _SETTINGS).read_text())
+        run = folder.find(arguments.out, arguments.command)
+        saved = folder.load_settings(run)
         self.set_defaults(**saved)
         resumed = self.parse_args(argv)
+        resumed.run = run
         if resumed.data == "auto":
             resumed.data = saved["data"]  # what it was found to be
+        if resumed.seeds < saved.get("seeds", 1):
+            raise Refused(
+                f"--seeds {resumed.seeds}: the run in {run} was started with {saved['seeds']}; "
+                "more would continue it"
+            )
         for name in _FIXED:
             if name in saved and getattr(resumed, name) != saved[name]:
                 flag = f"--{name.replace('_', '-')}"
-                self.error(
-                    f"{flag} {getattr(resumed, name)}: the run in {arguments.out} was started with "
+                raise Refused(
+                    f"{flag} {getattr(resumed, name)}: the run in {run} was started with "
                     f"{flag} {saved[name]} and cannot change it"
                 )
         return resumed
 
     def parse_for_comparison(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
-        """Do as `parse` does, for a run on one device."""
+        """Do as `parse` does, for runs on one device."""
         arguments = self.parse(argv)
         if arguments.devices > 1:
-            self.error(
+            raise Refused(
                 f"--devices {arguments.devices}: the comparison runs on one device, so that a "
                 "step's time and differences are one process's"
             )
         return arguments
 
 
-def save_settings(arguments: argparse.Namespace) -> None:
-    """Write the run's settings into its folder, for `--resume`."""
-    kept = {
+def kept(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what a run's settings are, as plain values."""
+    return {
         name: str(value) if isinstance(value, Path) else value
         for name, value in vars(arguments).items()
-        if name not in ("out", "resume", "no_progress", "accelerator")
+        if name not in _PASSING
     }
-    path = arguments.out / _SETTINGS
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(kept, indent=2) + "\n")
-    part.replace(path)
-
-
-def checkpoint_path(out: Path) -> Path:
-    """Return where the run in `out` keeps its checkpoint."""
-    return out / "last.ckpt"
 
 
 def whole(least: int, most: int = 2**32 - 1) -> Callable[[str], int]:
@@ -221,6 +219,10 @@ def whole(least: int, most: int = 2**32 - 1) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser().absolute()
 
 
 def _positive(text: str) -> float:

@@ -1,0 +1,1 @@
+"""The networks (`models`, `gpt`), the heads that are compared, and the optimizers."""
