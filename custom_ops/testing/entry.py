@@ -1,0 +1,70 @@
+"""A check as data: a name, its kind, and the function that runs it."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from custom_ops.testing.report import FAILED, NOT_APPLICABLE, PASSED, TORCH, Row
+from custom_ops.testing.source import location
+from custom_ops.testing.subject import Subject
+from custom_ops.testing.verdict import Fault, NotApplicable, TorchFault
+
+__all__ = ["Check"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """A named check.
+
+    Args:
+        kind: the group it belongs to.
+        name: what `only=`, `skip=` and pytest's -k go by.
+        run: takes the subject, and returns what it measured, in a few words, or None. It raises
+            Fault, NotApplicable or TorchFault.
+        asked: whether it runs only where `only=` names it.
+        after: checks whose failure would be found here once more: it is then left out.
+    """
+
+    kind: str
+    name: str
+    run: Callable[[Subject], str | None]
+    asked: bool = False
+    after: tuple[str, ...] = ()
+
+    def row(self, subject: Subject) -> Row:
+        """Run the check; whatever it raises becomes a row."""
+        start = time.perf_counter()
+        status, fault = PASSED, Fault("")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                fault = Fault(self.run(subject) or "")
+        except NotApplicable as reason:
+            status, fault = NOT_APPLICABLE, Fault(str(reason))
+        except TorchFault as reason:
+            status, fault = TORCH, Fault(str(reason))
+        except Fault as found:
+            status, fault = FAILED, found
+            fault.location = fault.location or location(subject.function)
+        except Exception as error:
+            status, fault = (
+                FAILED,
+                Fault(
+                    f"raises {type(error).__name__}: {str(error).strip()[:300]}",
+                    location=location(subject.function),
+                ),
+            )
+        return Row(
+            self.kind,
+            self.name,
+            status,
+            fault.sentence,
+            fault.mistake,
+            fault.shown,
+            fault.location,
+            time.perf_counter() - start,
+            fault.final,
+        )
