@@ -6,7 +6,8 @@
 True
 """
 
+from custom_ops.testing.battery import battery
 from custom_ops.testing.report import Report, Row
 from custom_ops.testing.run import check
 
-__all__ = ["Report", "Row", "check"]
+__all__ = ["Report", "Row", "battery", "check"]

@@ -105,7 +105,7 @@ def _keep(worst: dict[str, Row], entry: Check, subject: Subject) -> None:
 def _row(worst: dict[str, Row], entry: Check, subject: Subject) -> Row:
     final = next((row for row in worst.values() if row.final), None)
     if final is not None:
-        return Row(entry.kind, entry.name, NOT_APPLICABLE, f"left out, as `{final.check}` raises")
+        return Row(entry.kind, entry.name, NOT_APPLICABLE, f"left out: see `{final.check}`")
     for name in entry.after:
         if name in worst and worst[name].status == FAILED:
             return Row(entry.kind, entry.name, NOT_APPLICABLE, f"left out, as `{name}` failed")

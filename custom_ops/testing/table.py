@@ -5,6 +5,7 @@ from __future__ import annotations
 from custom_ops.testing.entry import Check
 from custom_ops.testing.kinds import (
     bad_inputs,
+    call,
     compiled,
     derivatives,
     determinism,
@@ -25,6 +26,7 @@ from custom_ops.testing.kinds import (
 __all__ = ["CHECKS"]
 
 CHECKS: tuple[Check, ...] = (
+    *call.CHECKS,
     *reference.CHECKS,
     *derivatives.CHECKS,
     *reuse.CHECKS,

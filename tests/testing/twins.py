@@ -282,9 +282,17 @@ twin(
 
 
 @twin("an exported program has a fixed batch", "export", "fixed batch", "fixed batch", rows)
-def fixed_batch(z: Tensor) -> Tensor:
-    n = int(z.shape[0])
-    return torch.stack([z[r].softmax(0) for r in range(n)])
+class FixedBatch(Function):
+    @staticmethod
+    def forward(ctx, z):
+        p = torch.stack([z[r].softmax(0) for r in range(len(z))]) if len(z) else z
+        ctx.save_for_backward(p)
+        return p
+
+    @staticmethod
+    def backward(ctx, v):
+        (p,) = ctx.saved_tensors
+        return p * (v - (p * v).sum(1, keepdim=True))
 
 
 @twin(

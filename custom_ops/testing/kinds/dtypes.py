@@ -254,7 +254,7 @@ def autocast(subject: Subject) -> str:
         None if d is None else d.to(torch.bfloat16) for d in gradients
     ]
     coarse = [None if t is None else t.to(torch.bfloat16) for t in want]
-    found = differing(got, coarse, owed(base), 64)
+    found = differing(got, coarse, owed(base), 16)
     if found is not None and not _ill_conditioned(base):
         raise Fault(f"{found}, the float32 number, under autocast to bfloat16", "autocast")
     return "within bfloat16's rounding of float32"

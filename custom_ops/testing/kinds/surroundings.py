@@ -40,8 +40,8 @@ def no_grad(subject: Subject) -> str:
     ):
         with mode():
             outputs = subject.outputs(*subject.fresh())
-        if any(y.requires_grad for y in outputs):
-            raise Fault(f"the result requires grad {where}", where)
+        if any(y.grad_fn is not None for y in outputs):
+            raise Fault(f"the result has a graph {where}", where)
         found = differing(outputs, want, owed(subject))
         if found is not None:
             raise Fault(f"{found}, the plain call's, {where}", where)
