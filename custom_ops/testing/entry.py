@@ -34,6 +34,11 @@ class Check:
     asked: bool = False
     after: tuple[str, ...] = ()
 
+    def _method(self) -> str:
+        """Which half of a Function the check is about."""
+        forward = ("call", "reference", "layouts", "dtypes", "values", "errors")
+        return "forward" if self.kind in forward else "backward"
+
     def row(self, subject: Subject) -> Row:
         """Run the check; whatever it raises becomes a row."""
         start = time.perf_counter()
@@ -48,7 +53,7 @@ class Check:
             status, fault = TORCH, Fault(str(reason))
         except Fault as found:
             status, fault = FAILED, found
-            fault.location = fault.location or location(subject.function)
+            fault.location = fault.location or location(subject.function, self._method())
         except Exception as error:
             status, fault = (
                 FAILED,

@@ -74,13 +74,14 @@ class Report:
 
     def table(self) -> str:
         """Return every row in 80 columns."""
-        lines, kind = [self._head()], ""
-        for row in self.rows:
-            if row.kind != kind:
-                kind = row.kind
-                lines.append(kind)
-            label = f"  {row.check:<26.26} {MARKS[row.status]:<6} "
-            lines += _wrapped(row.sentence, label, " " * len(label)) or [label.rstrip()]
+        lines = [self._head()]
+        for kind in dict.fromkeys(row.kind for row in self.rows):
+            lines.append(kind)
+            for row in self.rows:
+                if row.kind == kind:
+                    label = f"  {row.check:<26.26} {MARKS[row.status]:<6} "
+                    rest = " " * len(label)
+                    lines += _wrapped(row.sentence, label, rest) or [label.rstrip()]
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -93,9 +94,8 @@ class Report:
                 lines.append(f"    at {row.location}")
         if self.rows:
             lines.append("")
-        for kind in dict.fromkeys(row.kind for row in self.rows):
-            rows = [row for row in self.rows if row.kind == kind]
-            lines.append(f"  {kind:<14} {_counts(rows)}")
+        for status in (PASSED, FAILED, TORCH, NOT_APPLICABLE):
+            lines += _wrapped(_counts(self.rows, status), f"  {status:<16}", " " * 18)
         return "\n".join(lines)
 
     def _head(self) -> str:
@@ -109,13 +109,10 @@ class Report:
         return f"{self.name}: {what} (seed {self.seed}, {seconds:.1f} s)"
 
 
-def _counts(rows: list[Row]) -> str:
-    parts = []
-    for status in (PASSED, FAILED, TORCH, NOT_APPLICABLE):
-        n = sum(row.status == status for row in rows)
-        if n:
-            parts.append(f"{n} {status}")
-    return ", ".join(parts)
+def _counts(rows: list[Row], status: str) -> str:
+    """How many rows of each kind have the status."""
+    kinds = [row.kind for row in rows if row.status == status]
+    return ", ".join(f"{kind} {kinds.count(kind)}" for kind in dict.fromkeys(kinds))
 
 
 def _wrapped(text: str, first: str, rest: str) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd import Function
 
 __all__ = ["attribute_tensors", "function_calls", "location", "saved_names"]
@@ -30,9 +30,10 @@ def location(function: Any, method: str = "backward") -> str:
     try:
         target = inspect.unwrap(target)
         path = inspect.getsourcefile(target)
-        line = inspect.getsourcelines(target)[1]
+        lines, line = inspect.getsourcelines(target)
     except (TypeError, OSError):
         return ""
+    line += next((k for k, text in enumerate(lines) if text.lstrip().startswith("def ")), 0)
     here = os.path.relpath(path or "")
     return f"{path if here.startswith('..') else here}:{line} in {label}"
 
@@ -56,8 +57,6 @@ def saved_names(function: type[Function]) -> list[str]:
 
 def attribute_tensors(node: Any) -> dict[str, Any]:
     """Return the tensors that a Function has put on ctx as attributes."""
-    from torch import Tensor
-
     return {k: v for k, v in vars(node).items() if isinstance(v, Tensor)}
 
 

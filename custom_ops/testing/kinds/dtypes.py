@@ -147,13 +147,15 @@ def _large(subject: Subject) -> list[tuple[str, Subject]]:
         default=0.0,
     )
     first = subject.inputs[subject.wrt[0]]
-    scaled = subject.with_inputs(
-        [
-            x.detach() * (16 / largest) if i == subject.wrt[0] and largest > 0 else x
-            for i, x in enumerate(subject.inputs)
-        ]
-    )
-    found = [("where the largest entry is 16", scaled)]
+    found = []
+    for sign in (16, -16):
+        scaled = subject.with_inputs(
+            [
+                x.detach() * (sign / largest) if i == subject.wrt[0] and largest > 0 else x
+                for i, x in enumerate(subject.inputs)
+            ]
+        )
+        found.append(("where an entry is 16 or -16", scaled))
     if first.dim() and first.shape[-1] > 1 and first.numel() // first.shape[-1] <= 64:
         n = first.shape[-1]
         found.append(
