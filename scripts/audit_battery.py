@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 import time
@@ -40,7 +41,8 @@ def finds(tool: Callable[..., bool], twin: Any) -> str:
         x.double().requires_grad_() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
         for x in twin.inputs()
     ]
-    function = twin.function.apply if isinstance(twin.function, type) else twin.function
+    function: Any = twin.function
+    function = function.apply if isinstance(function, type) else function
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -53,7 +55,7 @@ def finds(tool: Callable[..., bool], twin: Any) -> str:
 def table_of_twins() -> tuple[list[str], str]:
     """Return a line for each twin, and the sum in a sentence."""
     sys.path.insert(0, str(ROOT / "tests" / "testing"))
-    from twins import TWINS
+    TWINS = importlib.import_module("twins").TWINS
 
     lines = [
         "| fault | found by | named | gradcheck | gradgradcheck | other findings |",

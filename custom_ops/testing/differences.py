@@ -75,9 +75,9 @@ def jacobian(f: Callable[[Tensor], Tensor], x: Tensor, entries: Sequence[int]) -
     """Return ∂f_k/∂x_s for the flat positions s in `entries`: M × len(entries)."""
     columns = []
     for s in entries:
-        direction = torch.zeros_like(x)
-        direction.view(-1)[s] = 1.0
-        columns.append(difference(f, x, direction))
+        direction = torch.zeros(x.numel(), dtype=x.dtype)
+        direction[s] = 1.0
+        columns.append(difference(f, x, direction.view(x.shape)))
     return Difference(
         torch.stack([c.value for c in columns], -1), torch.stack([c.error for c in columns], -1)
     )

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from custom_ops.testing.report import FAILED, NOT_APPLICABLE, PASSED, TORCH, Row
-from custom_ops.testing.source import location
+from custom_ops.testing.source import applies_functions, location
 from custom_ops.testing.subject import Subject
 from custom_ops.testing.verdict import Fault, NotApplicable, TorchFault
 
@@ -34,6 +34,16 @@ class Check:
     asked: bool = False
     after: tuple[str, ...] = ()
 
+    def _raised(self, subject: Subject, error: Exception) -> tuple[str, Fault]:
+        """What an exception means that no check has expected."""
+        text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        if self.kind == "values":
+            return NOT_APPLICABLE, Fault(f"such values are refused: {text}")
+        if self.kind == "torch.func" and not applies_functions(subject):
+            return TORCH, Fault(f"torch's own operators raise {text}")
+        where = location(subject.function, self._method())
+        return FAILED, Fault(f"raises {text}", location=where)
+
     def _method(self) -> str:
         """Which half of a Function the check is about."""
         forward = ("call", "reference", "layouts", "dtypes", "values", "errors")
@@ -55,13 +65,7 @@ class Check:
             status, fault = FAILED, found
             fault.location = fault.location or location(subject.function, self._method())
         except Exception as error:
-            status, fault = (
-                FAILED,
-                Fault(
-                    f"raises {type(error).__name__}: {str(error).strip()[:300]}",
-                    location=location(subject.function),
-                ),
-            )
+            status, fault = self._raised(subject, error)
         return Row(
             self.kind,
             self.name,

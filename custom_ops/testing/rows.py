@@ -50,7 +50,7 @@ def sums_over_rows(subject: Subject) -> tuple[int, ...] | None:
         whole = _results(subject)
         n = subject.inputs[positions[0]].shape[0]
         parts = [_row(subject, positions, r) for r in range(n)]
-        if any(part is None for part in parts) or not whole:
+        if not whole or not all(_shapes(part) == _shapes(whole) for part in parts):
             continue
         total = [torch.stack(ys).sum(0) for ys in zip(*parts, strict=True)]
         if any(y.any() for y in whole) and _same(total, whole):
@@ -85,6 +85,10 @@ def _row(subject: Subject, positions: tuple[int, ...], r: int) -> list[Tensor] |
         return _results(selected(subject, positions, slice(r, r + 1)))
     except Exception:
         return None
+
+
+def _shapes(results: list[Tensor] | None) -> list[torch.Size] | None:
+    return None if results is None else [y.shape for y in results]
 
 
 def _same(a: list[Tensor] | None, b: list[Tensor]) -> bool:

@@ -13,7 +13,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.autograd import Function
 
-__all__ = ["attribute_tensors", "function_calls", "location", "saved_names"]
+from custom_ops.testing.subject import Subject
+
+__all__ = ["applies_functions", "attribute_tensors", "function_calls", "location", "saved_names"]
 
 
 def location(function: Any, method: str = "backward") -> str:
@@ -76,3 +78,10 @@ def function_calls() -> Iterator[list[tuple[type[Function], tuple[Any, ...]]]]:
         yield calls
     finally:
         Function.apply = classmethod(plain)  # type: ignore[method-assign,assignment]
+
+
+def applies_functions(subject: Subject) -> bool:
+    """Whether a Function, which its writer can mend, is among what the subject runs."""
+    with function_calls() as calls:
+        subject.outputs(*subject.fresh())
+    return bool(calls) or subject.written_function() is not None

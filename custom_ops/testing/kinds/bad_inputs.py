@@ -39,7 +39,7 @@ def bad_labels(subject: Subject) -> str:
         raise NotApplicable("no integer input has the form of labels")
     first = subject.inputs[i].reshape(-1)[0].item()
     for bad in (*_past_the_end(subject, i), *BAD):
-        t = subject.inputs[i].clone()
+        t = subject.inputs[i].contiguous().clone()
         if bad > torch.iinfo(t.dtype).max:
             continue
         t.view(-1)[0] = bad

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from custom_ops.testing.compare import differing, owed, run
 from custom_ops.testing.entry import Check
 from custom_ops.testing.rows import batch, sums_over_rows
-from custom_ops.testing.source import function_calls
+from custom_ops.testing.source import applies_functions
 from custom_ops.testing.subject import Subject
 from custom_ops.testing.verdict import Fault, NotApplicable
 
@@ -104,13 +104,6 @@ def _of_rows(subject: Subject, positions: tuple[int, ...], size: int) -> Subject
     )
 
 
-def _applies_functions(subject: Subject) -> bool:
-    """Whether a Function, which its writer can mend, is among what is exported."""
-    with function_calls() as calls:
-        subject.outputs(*subject.fresh())
-    return bool(calls) or subject.written_function() is not None
-
-
 class _Program(nn.Module):
     def __init__(self, call: Callable[..., Any]) -> None:
         super().__init__()
@@ -136,7 +129,7 @@ def exported(subject: Subject) -> str:
             _Program(_call(subject)), example, dynamic_shapes=(shapes,)
         ).module()
     except Exception as error:
-        if "pecializ" in str(error) and _applies_functions(subject):
+        if "pecializ" in str(error) and applies_functions(subject):
             raise Fault(
                 "an exported program has a fixed batch: torch.export finds that the rows "
                 "are read as a Python number (len(x), int(x.shape[0]))",

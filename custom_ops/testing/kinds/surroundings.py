@@ -104,6 +104,8 @@ def hooks(subject: Subject) -> str:
         used[i] = inputs[i] * 1
         used[i].register_hook(lambda d, i=i: seen.update({i: d.detach().clone()}))
     outputs = subject.outputs(*used)
+    if any(y is x for y in outputs for x in used):
+        raise NotApplicable("a result is an input itself")
     for y in outputs:
         if y.requires_grad:
             y.register_hook(lambda v: 2 * v)
