@@ -42,7 +42,7 @@ def finds(tool: Callable[..., bool], twin: Any) -> str:
         for x in twin.inputs()
     ]
     function: Any = twin.function
-    function = function.apply if isinstance(function, type) else function
+    function = getattr(function, "apply", function) if isinstance(function, type) else function
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

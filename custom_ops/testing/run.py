@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +24,7 @@ def check(
     only: Collection[str] = (),
     skip: Collection[str] = (),
     seed: int = 0,
+    shards: Mapping[int, int] | None = None,
 ) -> Report:
     """Run the checks on `function`, and return what they found.
 
@@ -39,6 +40,9 @@ def check(
         only: names of checks or of kinds; all that are cheap if empty.
         skip: names of checks or of kinds to leave out.
         seed: seeds every random number; the same seed gives the same report.
+        shards: asks for the check with two processes, for a function that a process group calls
+            with parts: {position of an input: the dimension in which it is cut}. The reference
+            takes the whole inputs. The function must be one that pickle can send.
 
     Raises:
         ValueError: `only` or `skip` has a name that no check and no kind has.
@@ -58,13 +62,13 @@ def check(
     >>> report.failures[0].sentence
     'the gradient of input 0 (`x`) is 0.5 times the right one: a factor of two'
     """
-    checks = chosen(only, skip)
+    checks = chosen(only, skip, asked=("distributed",) if shards else ())
     worst: dict[str, Row] = {}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # small tensors: the others would only wait for each other
     try:
         for sample in sample_inputs(inputs, seed):
-            subject = make_subject(function, sample, reference, seed)
+            subject = make_subject(function, sample, reference, seed, shards)
             if not subject.wrt:
                 raise TypeError("inputs must hold a floating-point tensor, got none")
             for entry in checks:
@@ -74,8 +78,10 @@ def check(
     return Report(subject.name, seed, [worst[entry.name] for entry in checks])
 
 
-def chosen(only: Collection[str], skip: Collection[str]) -> list[Check]:
-    """Return the checks of the table that `only` and `skip` leave."""
+def chosen(
+    only: Collection[str], skip: Collection[str], asked: Collection[str] = ()
+) -> list[Check]:
+    """Return the checks of the table that `only` and `skip` leave, and the kinds `asked` for."""
     known = {entry.name for entry in CHECKS} | {entry.kind for entry in CHECKS}
     for name in (*only, *skip):
         if name not in known:
@@ -83,7 +89,11 @@ def chosen(only: Collection[str], skip: Collection[str]) -> list[Check]:
     return [
         entry
         for entry in CHECKS
-        if (entry.name in only or entry.kind in only or (not only and not entry.asked))
+        if (
+            entry.name in only
+            or entry.kind in only
+            or (not only and (not entry.asked or entry.kind in asked))
+        )
         and entry.name not in skip
         and entry.kind not in skip
     ]

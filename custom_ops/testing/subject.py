@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeGuard
 
 import torch
@@ -38,6 +38,9 @@ class Subject:
         wrt: positions of the inputs that are differentiated.
         reference: the same function written by somebody else, or None.
         seed: seeds every random number that a check draws.
+        around: makes `call` of another function in this one's place.
+        reference_call: takes the flat inputs, where it is not around(reference).
+        shards: the dimension along which an input is cut between processes.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Subject:
     seed: int = 0
     around: Callable[[Any], Callable[..., Any]] = lambda target: target
     reference_call: Callable[..., Any] | None = None
+    shards: dict[int, int] = field(default_factory=dict)
 
     def with_inputs(self, inputs: Sequence[Any]) -> Subject:
         """Return the same subject at other inputs."""
@@ -171,6 +175,7 @@ def make_subject(
     inputs: Sequence[Any],
     reference: Callable[..., Any] | None = None,
     seed: int = 0,
+    shards: Mapping[int, int] | None = None,
 ) -> Subject:
     """Return a subject with the arguments flat, a Module's parameters among them."""
     leaves, nest = flatten(list(inputs))
@@ -197,6 +202,7 @@ def make_subject(
         seed,
         around,
         reference_call,
+        dict(shards or {}),
     )
 
 

@@ -9,6 +9,7 @@ from custom_ops.testing.kinds import (
     compiled,
     derivatives,
     determinism,
+    distributed,
     dtypes,
     forward_mode,
     higher,
@@ -43,4 +44,5 @@ CHECKS: tuple[Check, ...] = (
     *memory.CHECKS,
     *bad_inputs.CHECKS,
     *operators.CHECKS,
+    *distributed.CHECKS,
 )

@@ -147,7 +147,7 @@ def reverse_over_forward(subject: Subject) -> str:
                 raise
             raise TorchFault(
                 "torch cannot differentiate the tangent of one of its own operators that is used "
-                "here: its jvp writes to what it saved"
+                "here, softmax or logsumexp: its jvp writes to what it saved (pytorch issue 162350)"
             ) from error
     for d, i in zip(observed, double.wrt, strict=True):
         if (
