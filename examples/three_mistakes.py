@@ -10,6 +10,7 @@ wrong. Before you read on after a report: what would you change?
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -72,9 +73,9 @@ class Softmax(ThirdTry):
 TRIES = (FirstTry, SecondTry, ThirdTry, Softmax)
 
 
-def reports() -> list[Report]:
+def reports(skip: Sequence[str] = ()) -> list[Report]:
     """Return what the battery says of each try."""
-    return [check(function, torch.randn(3, 4)) for function in TRIES]
+    return [check(function, torch.randn(3, 4), skip=skip) for function in TRIES]
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from custom_ops.testing.entry import Check
@@ -40,15 +40,18 @@ def battery(
     checks = chosen(only, skip)
 
     def decorate(test: Callable[..., Any]) -> Callable[..., Any]:
+        takes = inspect.signature(test).parameters
+
         @functools.wraps(test)
-        def run(battery_check: Check, battery_seed: int, **fixtures: Any) -> None:
+        def run(request: pytest.FixtureRequest, battery_check: Check, **fixtures: Any) -> None:
+            if "request" in takes:
+                fixtures["request"] = request
+            seed = int(request.config.getoption("battery_seed", 0))  # 0 without the plugin
             names = {battery_check.name, *battery_check.after, *_first(battery_check)}
-            report = check(
-                test(**fixtures), *inputs, reference=reference, only=names, seed=battery_seed
-            )
+            report = check(test(**fixtures), *inputs, reference=reference, only=names, seed=seed)
             _conclude(report, battery_check.name)
 
-        run.__signature__ = _signature(test)  # type: ignore[attr-defined]
+        run.__signature__ = _signature(takes)  # type: ignore[attr-defined]
         del run.__wrapped__
         ids = [entry.name.replace(" ", "-") for entry in checks]
         return pytest.mark.parametrize("battery_check", checks, ids=ids)(run)
@@ -61,11 +64,11 @@ def _first(entry: Check) -> tuple[str, ...]:
     return ("forward",) if entry.kind in ("call", "reference") else ("forward", "gradient")
 
 
-def _signature(test: Callable[..., Any]) -> inspect.Signature:
+def _signature(takes: Mapping[str, inspect.Parameter]) -> inspect.Signature:
+    """The fixtures that pytest passes: the test's own, and two of ours."""
+    names = dict.fromkeys([*takes, "request", "battery_check"])
     kind = inspect.Parameter.KEYWORD_ONLY
-    own = [inspect.Parameter(name, kind) for name in ("battery_check", "battery_seed")]
-    given = [p.replace(kind=kind) for p in inspect.signature(test).parameters.values()]
-    return inspect.Signature([*given, *own])
+    return inspect.Signature([inspect.Parameter(name, kind) for name in names])
 
 
 def _conclude(report: Report, name: str) -> None:

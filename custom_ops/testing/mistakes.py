@@ -355,11 +355,26 @@ def _rows_transposed(p: Pair, J: Tensor) -> Tensor:
     return J.reshape(n, m, -1).transpose(0, 1).reshape(J.shape) if n == m else J
 
 
+def _digits(w: Wrong) -> str | None:
+    """Right but for the last digits: float32 on the way."""
+    J, p = w.pair.expected, w.pair
+    judged = torch.isfinite(p.error)
+    size = J[judged].abs().max()
+    worst = (p.observed - J)[judged].abs().max()
+    if not 0 < worst < 1e-5 * size:
+        return None
+    return (
+        f"the gradient of {w.x} is right to {worst / size:.0e} only, in float64: a number on the "
+        "way, or a constant, is of float32"
+    )
+
+
 MISTAKES = (
     Mistake("no gradient", _missing),
     Mistake("zero gradient", _zero),
     Mistake("upstream taken for ones", _upstream_for_ones),
     Mistake("upstream summed", _upstream_summed),
+    Mistake("precision", _digits),
     Mistake("sign", _sign),
     Mistake("factor", _factor),
     Mistake("another argument's gradient", _another_argument),

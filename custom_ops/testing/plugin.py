@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-__all__ = ["battery_seed", "pytest_addoption", "pytest_configure", "pytest_report_header"]
+__all__ = ["pytest_addoption", "pytest_configure", "pytest_report_header"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -35,9 +35,3 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     """Say the seed, unless it is the usual one."""
     seed = config.option.battery_seed
     return [f"battery: --battery-seed={seed}"] if seed else []
-
-
-@pytest.fixture
-def battery_seed(request: pytest.FixtureRequest) -> int:
-    """Return the seed that this session's checks draw from."""
-    return int(request.config.option.battery_seed)

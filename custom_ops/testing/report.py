@@ -89,7 +89,7 @@ class Report:
         lines = [self._head()]
         for row in self.failures:
             lines += ["", *_wrapped(f"{row.check}: {row.sentence}", "✗ ", "  ")]
-            lines += [f"    {line}"[: WIDTH + 40] for line in row.shown]
+            lines += [f"    {line}"[:WIDTH] for line in row.shown]
             if row.location:
                 lines.append(f"    at {row.location}")
         if self.rows:

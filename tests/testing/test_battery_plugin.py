@@ -69,6 +69,20 @@ def test_a_seed_is_told_and_gives_the_same_input_again(project):
     assert shown == [part for part in again.splitlines() if "x = " in part or "v = " in part]
 
 
+def test_a_test_takes_fixtures_and_works_without_the_plugin(tmp_path):
+    (tmp_path / "test_mine.py").write_text(
+        "import pytest, torch\n"
+        "from custom_ops.testing import battery\n"
+        "@pytest.fixture(params=[torch.exp, torch.sin])\n"
+        "def function(request):\n    return request.param\n"
+        "@battery(torch.ones(2), only=['determinism'])\n"
+        "def test_it(function, request):\n    return function\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q"]
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    assert "4 passed" in done.stdout
+
+
 def test_a_seed_that_is_no_number_is_a_usage_error(tmp_path):
     command = [sys.executable, "-m", "pytest", "-p", "custom_ops.testing.plugin"]
     done = subprocess.run(
@@ -84,7 +98,8 @@ def test_a_seed_that_is_no_number_is_a_usage_error(tmp_path):
 def test_the_entry_point_is_the_plugin():
     text = (ROOT / "pyproject.toml").read_text()
     section = text.split("[project.entry-points.pytest11]\n")[1].split("\n\n")[0]
-    assert section == 'custom_ops = "custom_ops.testing.plugin"'
+    # under its own name, so that -p and pytest_plugins do not register it twice
+    assert section == '"custom_ops.testing.plugin" = "custom_ops.testing.plugin"'
 
 
 @pytest.mark.parametrize(

@@ -25,14 +25,17 @@ from custom_ops.testing.verdict import Fault, NotApplicable
 __all__ = ["CHECKS"]
 
 
-def _same(subject: Subject, got: list[Tensor | None], where: str) -> None:
-    found = differing(got, run(subject), owed(subject))
+OTHER_KERNEL = 16  # roundings: without a graph to keep, another kernel may answer
+
+
+def _same(subject: Subject, got: list[Tensor | None], where: str, roundings: float = 0) -> None:
+    found = differing(got, run(subject), owed(subject), roundings)
     if found is not None:
         raise Fault(f"{found}, the plain call's, {where}", where)
 
 
 def no_grad(subject: Subject) -> str:
-    """no_grad and inference_mode give the same bits without a graph."""
+    """no_grad and inference_mode give the same numbers without a graph."""
     want = run(subject)
     for where, mode in (
         ("under no_grad", torch.no_grad),
@@ -42,14 +45,14 @@ def no_grad(subject: Subject) -> str:
             outputs = subject.outputs(*subject.fresh())
         if any(y.grad_fn is not None for y in outputs):
             raise Fault(f"the result has a graph {where}", where)
-        found = differing(outputs, want, owed(subject))
+        found = differing(outputs, want, owed(subject), OTHER_KERNEL)
         if found is not None:
             raise Fault(f"{found}, the plain call's, {where}", where)
-    return "the same bits, no graph"
+    return "the same numbers, no graph"
 
 
 def checkpointed(subject: Subject) -> str:
-    """Both kinds of checkpoint give the same bits, and recompute where autocast has ended."""
+    """Both kinds of checkpoint give the same numbers, also recomputed under other modes."""
     for reentrant in (False, True):
         inputs = subject.fresh()
         call: Callable[..., Any] = lambda *xs: tuple(subject.outputs(*xs))  # noqa: E731
@@ -58,7 +61,7 @@ def checkpointed(subject: Subject) -> str:
                 checkpoint(call, *inputs, use_reentrant=reentrant, preserve_rng_state=False)
             )
             got = _backward(subject, inputs, outputs, reentrant)
-        _same(subject, got, f"in checkpoint(use_reentrant={reentrant})")
+        _same(subject, got, f"in checkpoint(use_reentrant={reentrant})", OTHER_KERNEL)
     inputs = subject.fresh()
     with refusals():
         outputs = list(
@@ -71,7 +74,7 @@ def checkpointed(subject: Subject) -> str:
         )
         with torch.autograd.set_detect_anomaly(True), saved_tensors_hooks(torch.clone, lambda t: t):
             got = _backward(subject, inputs, outputs, False)
-    _same(subject, got, "in checkpoint, recomputed in other surroundings")
+    _same(subject, got, "in checkpoint, recomputed in other surroundings", OTHER_KERNEL)
     return "both kinds, and recomputed in other surroundings"
 
 
