@@ -3,7 +3,8 @@
 With D(h) = (f(x + h) − f(x − h)) / 2h = f′ + h²/6 f‴ + O(h⁴), Richardson's step takes the first
 error term away:  R = (4 D(h/2) − D(h)) / 3.  What |D(h) − R| says about the terms left out, and
 the rounding of f at the step that divides it, make the bound. At a kink the second difference
-shrinks with h, where that of a smooth function shrinks with h²: such entries get the bound ∞.
+shrinks with h, where that of a smooth function shrinks with h²; on a staircase the slope at a tiny
+step is another. Such entries get the bound ∞.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ __all__ = ["Difference", "difference", "jacobian"]
 
 STEP = 2.0**-9
 SMALLER = 2.0**-7  # a second try where the first step is too long
+TINY = 2.0**-12  # of a step: a staircase has another slope there
 EPS = 2.0**-52
 
 
@@ -60,11 +62,15 @@ def _at_step(f: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor, h: flo
     D1, D2 = (plus - minus) / (2 * h), (plus2 - minus2) / h
     R = (4 * D2 - D1) / 3
     size = torch.stack([plus, minus, here]).abs().amax(0) if here.numel() else here
-    rounding = 32 * EPS * size / h
+    noise = (f(x * (1 + 4 * EPS)) - here).abs()  # of an ill-conditioned f more than its rounding
+    rounding = (32 * EPS * size + 4 * noise) / h
     error = (R - D2).abs() + rounding
     bend1, bend2 = (plus - 2 * here + minus).abs() / h, (plus2 - 2 * here + minus2).abs() * 2 / h
     kink = (bend2 > 0.75 * bend1) & (bend2 > 8 * rounding)
-    usable = torch.isfinite(R) & ~kink
+    tiny = h * TINY
+    D3 = (f(x + tiny * direction) - f(x - tiny * direction)) / (2 * tiny)
+    jump = (D3 - R).abs() > 16 * (error + rounding / TINY) + 1e-4 * R.abs()
+    usable = torch.isfinite(R) & ~kink & ~jump
     return Difference(
         torch.where(usable, R, torch.zeros_like(R)),
         torch.where(usable, error, torch.full_like(R, torch.inf)),

@@ -132,17 +132,17 @@ class Subject:
         wrt = self.wrt if wrt is None else wrt
         inputs = self.fresh(wrt) if inputs is None else inputs
         outputs = self.outputs(*inputs)
-        kept = [
-            (y, v)
-            for y, v in zip(outputs, self.cotangents(outputs), strict=True)
-            if y.requires_grad
-        ]
-        if not kept:
+        ys, vs = self.differentiable(outputs)
+        if not ys:
             return outputs, [None] * len(wrt)
-        ys, vs = zip(*kept, strict=True)
-        return outputs, list(
-            torch.autograd.grad(ys, [inputs[i] for i in wrt], vs, allow_unused=True)
-        )
+        leaves = [inputs[i] for i in wrt]
+        return outputs, list(torch.autograd.grad(ys, leaves, vs, allow_unused=True))
+
+    def differentiable(self, outputs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the outputs that have a graph, and the upstream gradient of each of them."""
+        pairs = zip(outputs, self.cotangents(outputs), strict=True)
+        kept = [(y, v) for y, v in pairs if y.requires_grad]
+        return [y for y, _ in kept], [v for _, v in kept]
 
     def subsets(self) -> Iterator[tuple[int, ...]]:
         """Return every non-empty subset of the differentiated inputs, at most 15 of them."""

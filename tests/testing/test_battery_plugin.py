@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["pytester"]
+
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 PROJECT = """
@@ -23,21 +25,20 @@ class Twice(torch.autograd.Function):
     def backward(ctx, v):
         return v * ctx.saved_tensors[0]
 
-@battery(lambda g: (torch.randn(3, 4, generator=g),), only=["derivatives", "determinism"])
+KINDS = ["gradient", "second derivative", "determinism"]
+
+@battery(lambda g: (torch.randn(3, 4, generator=g),), only=KINDS)
 def test_twice():
     return Twice
 """
 
 
 @pytest.fixture
-def project(tmp_path):
-    (tmp_path / "test_mine.py").write_text(PROJECT)
+def project(pytester):
+    pytester.makepyfile(test_mine=PROJECT)
 
     def run(*arguments):
-        command = [sys.executable, "-m", "pytest", "-p", "custom_ops.testing.plugin", *arguments]
-        return subprocess.run(
-            command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True
-        ).stdout
+        return pytester.runpytest("-p", "custom_ops.testing.plugin", *arguments).stdout.str()
 
     return run
 
@@ -46,7 +47,7 @@ def test_each_check_is_a_test_and_the_fault_is_told(project):
     text = project("-q", "-rs")
     assert "test_twice[gradient]" in text
     assert "0.5 times the right" in text
-    assert "test_mine.py:12 in Twice.backward" in text
+    assert "test_mine.py:11 in Twice.backward" in text
     assert "left out, as `gradient` failed" in text
     assert "1 failed" in text
     assert "again with --battery-seed=0" in text
@@ -69,30 +70,27 @@ def test_a_seed_is_told_and_gives_the_same_input_again(project):
     assert shown == [part for part in again.splitlines() if "x = " in part or "v = " in part]
 
 
-def test_a_test_takes_fixtures_and_works_without_the_plugin(tmp_path):
-    (tmp_path / "test_mine.py").write_text(
-        "import pytest, torch\n"
-        "from custom_ops.testing import battery\n"
-        "@pytest.fixture(params=[torch.exp, torch.sin])\n"
-        "def function(request):\n    return request.param\n"
-        "@battery(torch.ones(2), only=['determinism'])\n"
-        "def test_it(function, request):\n    return function\n"
+def test_a_test_takes_fixtures_and_works_without_the_plugin(pytester):
+    pytester.makepyfile(
+        """
+        import pytest, torch
+        from custom_ops.testing import battery
+
+        @pytest.fixture(params=[torch.exp, torch.sin])
+        def function(request):
+            return request.param
+
+        @battery(torch.ones(2), only=["determinism"])
+        def test_it(function, request):
+            return function
+        """
     )
-    command = [sys.executable, "-m", "pytest", "-q"]
-    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
-    assert "4 passed" in done.stdout
+    pytester.runpytest("-p", "no:custom_ops.testing.plugin").assert_outcomes(passed=4)
 
 
-def test_a_seed_that_is_no_number_is_a_usage_error(tmp_path):
-    command = [sys.executable, "-m", "pytest", "-p", "custom_ops.testing.plugin"]
-    done = subprocess.run(
-        [*command, "--battery-seed=x"],
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-    )
-    assert "--battery-seed must be a number, 0 or more, or 'random', got 'x'" in done.stderr
+def test_a_seed_that_is_no_number_is_a_usage_error(pytester):
+    done = pytester.runpytest("-p", "custom_ops.testing.plugin", "--battery-seed=x")
+    assert "--battery-seed must be a number, 0 or more, or 'random', got 'x'" in done.stderr.str()
 
 
 def test_the_entry_point_is_the_plugin():

@@ -28,8 +28,38 @@ def labels(subject: Subject) -> int | None:
             for d in range(x.dim()):
                 shape = (*x.shape[:d], *x.shape[d + 1 :])
                 if shape == tuple(t.shape) and int(t.max()) < x.shape[d]:
-                    return i
+                    return i if _go_with_the_rows(subject, i, j) else None
     return None
+
+
+def _go_with_the_rows(subject: Subject, i: int, j: int) -> bool:
+    """Whether rows and labels that change places together change nothing but the order."""
+    if subject.inputs[i].dim() == 0:
+        return False
+    n = subject.inputs[i].shape[0]
+    alike = [
+        k
+        for k, x in enumerate(subject.inputs)
+        if isinstance(x, Tensor) and x.dim() and x.shape[0] == n
+    ]
+    return any(_only_the_order_changes(subject, n, rows) for rows in ([i, j], alike))
+
+
+def _only_the_order_changes(subject: Subject, n: int, rows: list[int]) -> bool:
+    turned = subject.with_inputs(
+        [x.detach().roll(1, 0) if k in rows else x for k, x in enumerate(subject.inputs)]
+    )
+    try:
+        with torch.no_grad():
+            before = subject.outputs(*subject.fresh(()))
+            after = turned.outputs(*turned.fresh(()))
+    except Exception:
+        return False
+    rolled = [y.roll(1, 0) if y.dim() and y.shape[0] == n else y for y in before]
+    return all(
+        a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-6)
+        for a, b in zip(after, rolled, strict=True)
+    )
 
 
 def bad_labels(subject: Subject) -> str:

@@ -25,6 +25,8 @@ def forward(subject: Subject) -> str:
             "forward raises",
             final=True,
         ) from error
+    if any(y.layout != torch.strided for y in outputs):
+        raise NotApplicable("a result is sparse")
     if not outputs:
         raise NotApplicable("no result is a tensor of real floating-point numbers")
     return f"{len(outputs)} result" + "s" * (len(outputs) > 1)

@@ -12,13 +12,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from custom_ops.testing.chance import not_random
 from custom_ops.testing.compare import ROUNDINGS, differing, owed, run
 from custom_ops.testing.differences import difference
 from custom_ops.testing.entry import Check
 from custom_ops.testing.jacobians import concatenated, wide
 from custom_ops.testing.refusals import refusals
+from custom_ops.testing.source import applies_functions
 from custom_ops.testing.subject import Subject, floating
-from custom_ops.testing.verdict import Fault, NotApplicable
+from custom_ops.testing.verdict import Fault, NotApplicable, TorchFault
 from custom_ops.testing.wording import position
 
 __all__ = ["CHECKS", "overflowing"]
@@ -39,6 +41,7 @@ def in_dtype(dtype: torch.dtype) -> Callable[[Subject], str]:
     """Return the check of one dtype."""
 
     def compare(subject: Subject) -> str:
+        not_random(subject)
         narrow = subject.to(dtype)
         double = wide(narrow)
         try:
@@ -188,6 +191,7 @@ def integer_inputs(subject: Subject) -> str:
         raise NotApplicable("the rounded input is refused too") from error
     if not got:
         raise NotApplicable("the result of an integer input is an integer")
+    got, want = ([y.to(torch.float32) for y in ys] for ys in (got, want))
     found = differing(got, want, owed(subject), 4 * ROUNDINGS)
     if found is not None and len(got) == len(want):
         raise Fault(
@@ -228,18 +232,20 @@ def autocast(subject: Subject) -> str:
     except Exception as error:
         raise NotApplicable("float32 is refused") from error
     inputs = base.fresh()
-    with torch.autocast("cpu", dtype=torch.bfloat16), refusals():
-        outputs = base.outputs(*inputs)
-    kept = [y for y in outputs if y.requires_grad]
-    leaves = [inputs[i] for i in base.wrt]
-    vs = base.cotangents(kept)
     try:
-        gradients = (
-            torch.autograd.grad(kept, leaves, vs, allow_unused=True)
-            if kept
-            else [None] * len(leaves)
-        )
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            outputs = base.outputs(*inputs)
+    except Exception as error:
+        raise NotApplicable(f"refused under autocast: {str(error)[:80]}") from error
+    kept, vs = base.differentiable(outputs)
+    leaves = [inputs[i] for i in base.wrt]
+    gradients: list[Tensor | None] = [None] * len(leaves)
+    try:
+        if kept:
+            gradients = list(torch.autograd.grad(kept, leaves, vs, allow_unused=True))
     except RuntimeError as error:
+        if not applies_functions(base):
+            raise TorchFault("torch's own backward raises after autocast") from error
         raise Fault(
             f"the backward of a call under autocast raises: {str(error)[:90]}; decorate forward "
             "and backward with torch.amp.custom_fwd and custom_bwd",

@@ -77,6 +77,14 @@ def _tangent_fault(
             where,
         )
     c = float((got * want).sum() / (want * want).sum())
+    if (got - want).abs().max() < 1e-5 * want.abs().max():
+        return Fault(
+            f"the tangent through {x} is right to a few digits only, in float64: a number on the "
+            "way, or a constant, is of float32",
+            "precision",
+            shown,
+            where,
+        )
     if torch.allclose(got, c * want, rtol=1e-7, atol=1e-9):
         if abs(c + 1) < 1e-6:
             return Fault(f"the tangent through {x} has the wrong sign", "sign", shown, where)

@@ -47,9 +47,9 @@ def _used(subject: Subject) -> dict[str, Any]:
     """Run forward and backward, and return weak references to all that the caller held."""
     inputs = [x * 1 if isinstance(x, Tensor) and x.requires_grad else x for x in subject.fresh()]
     outputs = subject.outputs(*inputs)
-    kept = [y for y in outputs if y.requires_grad]
+    kept, vs = subject.differentiable(outputs)
     if kept:
-        torch.autograd.backward(kept, subject.cotangents(kept))
+        torch.autograd.backward(kept, vs)
     named = {subject.names[i]: x for i, x in enumerate(inputs) if isinstance(x, Tensor)}
     named |= {f"result {o}": y for o, y in enumerate(outputs)}
     return {name: weakref.ref(x) for name, x in named.items()}

@@ -19,10 +19,10 @@ __all__ = ["CHECKS"]
 def _graph(subject: Subject) -> tuple[list[object], list[Tensor], list[Tensor], list[Tensor]]:
     """Inputs, leaves, differentiable outputs and their upstream gradients."""
     inputs = subject.fresh()
-    outputs = [y for y in subject.outputs(*inputs) if y.requires_grad]
+    outputs, vs = subject.differentiable(subject.outputs(*inputs))
     if not outputs:
         raise NotApplicable("no result has a graph")
-    return inputs, [inputs[i] for i in subject.wrt], outputs, subject.cotangents(outputs)
+    return inputs, [inputs[i] for i in subject.wrt], outputs, vs
 
 
 def _gradient_names(subject: Subject) -> list[str]:
@@ -67,10 +67,10 @@ def accumulation(subject: Subject) -> str:
     inputs = double.fresh()
     leaves = [inputs[i] for i in double.wrt]
     for _ in range(2):
-        outputs = [y for y in double.outputs(*inputs) if y.requires_grad]
+        outputs, vs = double.differentiable(double.outputs(*inputs))
         if not outputs:
             raise NotApplicable("no result has a graph")
-        torch.autograd.backward(outputs, double.cotangents(outputs))
+        torch.autograd.backward(outputs, vs)
     _, want = double.gradients()
     want = [None if d is None else 2 * d for d in want]
     found = differing([x.grad for x in leaves], want, _gradient_names(double), ROUNDINGS)
@@ -150,17 +150,15 @@ def changes_noticed(subject: Subject) -> str:
         inputs = subject.fresh()
         if position in subject.wrt:
             inputs[position] = (leaf := inputs[position]) * 1
-        outputs = [y for y in subject.outputs(*inputs) if y.requires_grad]
+        outputs, vs = subject.differentiable(subject.outputs(*inputs))
         if not outputs:
             continue
-        vs = subject.cotangents(outputs)
         leaves = [leaf if i == position else inputs[i] for i in subject.wrt]
         with torch.no_grad():
             _change(inputs[position])
         count += _noticed(outputs, leaves, vs, want[n:], names, subject.input_name(position))
     inputs = subject.fresh()
-    outputs = [y for y in subject.outputs(*inputs) if y.requires_grad]
-    vs = subject.cotangents(outputs)
+    outputs, vs = subject.differentiable(subject.outputs(*inputs))
     leaves = [inputs[i] for i in subject.wrt]
     for o, y in enumerate(outputs):
         if y.is_leaf or y._is_view():

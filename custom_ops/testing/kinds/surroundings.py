@@ -16,7 +16,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from custom_ops.testing.compare import differing, owed, run
+from custom_ops.testing.chance import not_random
+from custom_ops.testing.compare import ROUNDINGS, differing, owed, run
 from custom_ops.testing.entry import Check
 from custom_ops.testing.refusals import refusals
 from custom_ops.testing.subject import Subject, floating
@@ -25,7 +26,7 @@ from custom_ops.testing.verdict import Fault, NotApplicable
 __all__ = ["CHECKS"]
 
 
-OTHER_KERNEL = 16  # roundings: without a graph to keep, another kernel may answer
+OTHER_KERNEL = ROUNDINGS  # roundings: without a graph to keep, another kernel may answer
 
 
 def _same(subject: Subject, got: list[Tensor | None], where: str, roundings: float = 0) -> None:
@@ -72,7 +73,10 @@ def checkpointed(subject: Subject) -> str:
                 preserve_rng_state=False,
             )
         )
-        with torch.autograd.set_detect_anomaly(True), saved_tensors_hooks(torch.clone, lambda t: t):
+        with (
+            torch.autograd.set_detect_anomaly(True, check_nan=False),
+            saved_tensors_hooks(torch.clone, lambda t: t),
+        ):
             got = _backward(subject, inputs, outputs, False)
     _same(subject, got, "in checkpoint, recomputed in other surroundings", OTHER_KERNEL)
     return "both kinds, and recomputed in other surroundings"
@@ -81,9 +85,7 @@ def checkpointed(subject: Subject) -> str:
 def _backward(
     subject: Subject, inputs: list[Any], outputs: list[Tensor], through_grad: bool
 ) -> list[Tensor | None]:
-    kept = [y for y in outputs if y.requires_grad]
-    vs = subject.cotangents(outputs)
-    vs = [v for v, y in zip(vs, outputs, strict=True) if y.requires_grad]
+    kept, vs = subject.differentiable(outputs)
     leaves = [inputs[i] for i in subject.wrt]
     if through_grad:
         if kept:
@@ -173,15 +175,7 @@ def threads(subject: Subject) -> str:
             if text is not None:
                 found.append(text)
 
-    if (
-        differing(
-            _backward(subject, inputs := subject.fresh(), _plain(subject, inputs), False),
-            want,
-            names,
-        )
-        is not None
-    ):
-        raise NotApplicable("the result is random")
+    not_random(subject)
     running = [threading.Thread(target=work) for _ in range(4)]
     for thread in running:
         thread.start()
@@ -248,6 +242,7 @@ def meta(subject: Subject) -> str:
 
 def traced(subject: Subject) -> str:
     """A graph of make_fx, on true and on fake tensors, run again with other numbers."""
+    not_random(subject)
     other = subject.with_inputs([x.detach() * 0.5 if floating(x) else x for x in subject.inputs])
     tensors = [i for i, x in enumerate(subject.inputs) if isinstance(x, Tensor)]
 

@@ -28,7 +28,7 @@ def _results(subject: Subject) -> list[Tensor]:
 
 
 def large_offset(subject: Subject) -> str:
-    """Where adding 1 to every entry changes nothing, adding 10,000 changes nothing either.
+    """Where adding a number to every entry changes nothing, adding 4,096 changes nothing either.
 
     In float64, and in float32 with entries that hold the sum exactly. Where an entry drops out at
     −∞, as a logit does, not even the offset's own rounding is allowed.
@@ -40,9 +40,10 @@ def large_offset(subject: Subject) -> str:
         plain = _results(double)
     if not all(
         torch.allclose(a, b, rtol=1e-9, atol=1e-12)
-        for a, b in zip(_results(double.replaced(i, x + 1)), plain, strict=True)
+        for offset in (1.0, -37.5, 211.25)
+        for a, b in zip(_results(double.replaced(i, x + offset)), plain, strict=True)
     ):
-        raise NotApplicable("adding 1 to every entry changes the result")
+        raise NotApplicable("a number added to every entry changes the result")
     roundings = ROUNDINGS if _like_logits(double, i, x) else ROUNDINGS * 4096
     for dtype in (torch.float64, torch.float32):
         exact = (x * 256).round() / 256
@@ -88,6 +89,8 @@ def infinities(subject: Subject) -> str:
     double, count = widest(subject), 0
     i = double.wrt[0]
     x = double.inputs[i].detach()
+    if not _like_logits(double, i, x):
+        raise NotApplicable("no entry drops out at -inf")
     for what, mask in _masks(x):
         limit = _limit(double, i, x, mask)
         if limit is None:
