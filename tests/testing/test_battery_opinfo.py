@@ -61,7 +61,15 @@ KNOWN = {
         "issue 185650; and _unsafe_view shares no version counter, so a change of an input between "
         "forward and backward gives a wrong gradient",
     ),
-    "index_fill": (("vmap",), "vmap over a 0-d value fills with another sample's"),
+    "index_fill": (
+        ("vmap", "mismatched rows"),
+        "vmap over a 0-d value fills with another sample's; any number of indices will do",
+    ),
+    "index_put": (("bad labels",), "-1 is the last index, by definition"),
+    "triangular_solve": (
+        ("forward over reverse",),
+        "2424 on a sample where reverse over reverse and differences give -1381",
+    ),
     "nn_functional_hardsigmoid": (("gradient", "forward mode"), "1/6 is a constant of float32"),
     "nn_functional_max_unpool2d": (("strides",), "raises where the indices are not contiguous"),
     "nn_functional_max_unpool2d_grad": (("strides",), "as max_unpool2d"),
@@ -84,9 +92,21 @@ KNOWN = {
         ("gradient", "batched gradient", "vmap", "per-sample gradients"),
         "the sample's rows overlap",
     ),
-    "normal": (("gradient", "forward mode"), "its gradient is 0 by definition, not pathwise"),
+    "bernoulli": (("float32", "bfloat16", "float16", "make_fx"), "the sample seeds its draws"),
+    "svd_lowrank": (("make_fx",), "the sample seeds its draws"),
+    "bfloat16": (("gradient", "forward mode"), "a cast, whose gradient is that of the identity"),
+    "float": (("gradient", "forward mode"), "a cast, whose gradient is that of the identity"),
+    "half": (("gradient", "forward mode"), "a cast, whose gradient is that of the identity"),
+    "linalg_norm_subgradients_at_zero": (("second derivative", *TWICE), "at 0 it has none"),
+    "normal": (
+        ("gradient", "forward mode", "make_fx"),
+        "its gradient is 0 by definition, not pathwise",
+    ),
     "_unsafe_masked_index_put_accumulate": (("many rows",), "a row more is a number more to add"),
-    "nn_functional_multi_head_attention_forward": (("meta tensors",), "a mask on the CPU"),
+    "nn_functional_multi_head_attention_forward": (
+        ("meta tensors", "make_fx", "threads"),
+        "a mask on the CPU; the sample seeds its dropout",
+    ),
 }
 
 

@@ -18,14 +18,14 @@ BAD = (-1, 2**31 - 1, 2**40)
 def labels(subject: Subject) -> int | None:
     """Return the position of an integer tensor that labels the rows of a floating-point input.
 
-    It has the shape of that input without one dimension, and holds indices of that dimension.
+    It has the shape of that input without one dimension, not the first, and holds indices of it.
     """
     for i, t in enumerate(subject.inputs):
         if not isinstance(t, Tensor) or t.dtype not in (torch.int64, torch.int32) or not t.numel():
             continue
         for j in subject.wrt:
             x = subject.inputs[j]
-            for d in range(x.dim()):
+            for d in range(1, x.dim()):
                 shape = (*x.shape[:d], *x.shape[d + 1 :])
                 if shape == tuple(t.shape) and int(t.max()) < x.shape[d]:
                     return i if _go_with_the_rows(subject, i, j) else None
@@ -42,7 +42,7 @@ def _go_with_the_rows(subject: Subject, i: int, j: int) -> bool:
         for k, x in enumerate(subject.inputs)
         if isinstance(x, Tensor) and x.dim() and x.shape[0] == n
     ]
-    return any(_only_the_order_changes(subject, n, rows) for rows in ([i, j], alike))
+    return any(_only_the_order_changes(subject, n, rows) for rows in ([i, j], alike) if j in rows)
 
 
 def _only_the_order_changes(subject: Subject, n: int, rows: list[int]) -> bool:
