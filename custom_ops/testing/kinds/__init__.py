@@ -1,0 +1,1 @@
+"""The checks, a file for each kind; each ends in its part of the table."""
