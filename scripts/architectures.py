@@ -15,83 +15,58 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-
 import torch
 from torch import Tensor, nn
 
-from training import torchvision_cpu
-
-torchvision_cpu.ensure_importable()  # transformers imports it where it is installed
-
-import transformers
-from transformers.models.auto import configuration_auto, modeling_auto
-
 import custom_ops
 from custom_ops.fuse.head import Head
+from training import torchvision_cpu
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+torchvision_cpu.ensure_importable()  # transformers imports it where it is installed
+
+import transformers  # noqa: E402
+from transformers.models.auto import configuration_auto, modeling_auto  # noqa: E402
 
 C = 97  # classes
 LARGEST = 2_000_000  # parameters
 #: What a tiny model has, by any name that a configuration knows it under.
-SIZES: dict[str, Any] = {
-    **dict.fromkeys(["vocab_size"], C),
-    **dict.fromkeys(
-        ["hidden_size", "n_embd", "d_model", "emb_dim", "embedding_size", "word_embed_proj_dim"]
-        + ["attention_hidden_size", "d_embed", "rnn_hidden_size", "attention_state_dim"],
-        32,
-    ),
-    **dict.fromkeys(
-        ["intermediate_size", "n_inner", "d_inner", "d_ff", "ffn_dim", "shared_intermediate_size"]
-        + ["encoder_ffn_dim", "decoder_ffn_dim", "moe_intermediate_size", "dense_intermediate_size"]
-        + ["shared_expert_intermediate_size", "intermediate_size_mlp"],
-        48,
-    ),
-    **dict.fromkeys(
-        ["num_hidden_layers", "n_layer", "num_layers", "n_layers", "encoder_layers"]
-        + ["decoder_layers", "num_decoder_layers", "num_encoder_layers"],
-        2,
-    ),
-    **dict.fromkeys(
-        ["num_attention_heads", "n_head", "num_heads", "n_heads", "encoder_attention_heads"]
-        + ["decoder_attention_heads", "num_encoder_attention_heads", "num_decoder_attention_heads"]
-        + ["num_experts", "num_local_experts", "n_routed_experts", "linear_num_value_heads"],
-        4,
-    ),
-    **dict.fromkeys(
-        ["num_key_value_heads", "num_experts_per_tok", "linear_num_key_heads", "index_topk"], 2
-    ),
-    **dict.fromkeys(["head_dim", "d_kv", "v_head_dim", "kv_lora_rank", "state_size"], 8),
-    **dict.fromkeys(["linear_key_head_dim", "linear_value_head_dim", "index_head_dim"], 8),
-    **dict.fromkeys(["mamba_d_state", "mamba_d_head", "mamba_n_heads", "lru_width"], 8),
-    **dict.fromkeys(["qk_rope_head_dim", "qk_nope_head_dim", "index_n_heads", "rotary_dim"], 4),
-    **dict.fromkeys(["n_group", "topk_group", "n_shared_experts", "mamba_n_groups"], 1),
-    **dict.fromkeys(["first_k_dense_replace", "decoder_start_token_id", "bos_token_id"], 1),
-    **dict.fromkeys(["max_position_embeddings", "n_positions", "n_ctx", "mamba_d_ssm"], 64),
-    **dict.fromkeys(["max_target_positions", "max_source_positions", "block_size"], 64),
-    "q_lora_rank": 16,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-    **dict.fromkeys(
-        ["hidden_dropout_prob", "attention_probs_dropout_prob", "resid_pdrop", "embd_pdrop"]
-        + ["attn_pdrop", "dropout", "attention_dropout", "activation_dropout", "dropout_rate"]
-        + ["hidden_dropout", "encoder_layerdrop", "decoder_layerdrop", "embd_dropout", "layerdrop"]
-        + ["classifier_dropout", "output_dropout", "summary_first_dropout", "residual_dropout"]
-        + ["embedding_dropout", "emb_pdrop", "ff_dropout", "lora_dropout"],
-        0.0,
-    ),
+NAMES = {
+    C: "vocab_size",
+    32: "hidden_size n_embd d_model emb_dim embedding_size word_embed_proj_dim d_embed "
+    "attention_hidden_size rnn_hidden_size",
+    48: "intermediate_size n_inner d_inner d_ff ffn_dim shared_intermediate_size encoder_ffn_dim "
+    "decoder_ffn_dim moe_intermediate_size shared_expert_intermediate_size intermediate_size_mlp",
+    2: "num_hidden_layers n_layer num_layers n_layers encoder_layers decoder_layers eos_token_id "
+    "num_decoder_layers num_encoder_layers num_key_value_heads num_experts_per_tok "
+    "linear_num_key_heads index_topk",
+    4: "num_attention_heads n_head num_heads n_heads encoder_attention_heads "
+    "decoder_attention_heads num_encoder_attention_heads num_decoder_attention_heads num_experts "
+    "num_local_experts n_routed_experts linear_num_value_heads qk_rope_head_dim qk_nope_head_dim "
+    "index_n_heads rotary_dim",
+    8: "head_dim d_kv v_head_dim kv_lora_rank state_size linear_key_head_dim linear_value_head_dim "
+    "index_head_dim mamba_d_state mamba_d_head mamba_n_heads lru_width",
+    1: "n_group topk_group n_shared_experts mamba_n_groups first_k_dense_replace "
+    "decoder_start_token_id bos_token_id",
+    64: "max_position_embeddings n_positions n_ctx mamba_d_ssm max_target_positions "
+    "max_source_positions block_size",
+    16: "q_lora_rank",
+    0: "pad_token_id",
 }
-#: For a model type: sizes instead, or None for the configuration's own.
-INSTEAD: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(
-        ["deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "minicpm3"]
-        + ["longcat_flash", "youtu", "sarvam_mla", "axk1", "axk2"],
-        {"head_dim": None, "num_key_value_heads": 4},
-    ),
-    **dict.fromkeys(
-        ["jamba", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "lfm3", "kimi_linear"]
-        + ["bailing_hybrid", "qwen4_exp_text", "recurrent_gemma", "lfm2_moe"],
-        {"num_hidden_layers": 8},
-    ),
+DROPOUTS = (
+    "hidden_dropout_prob attention_probs_dropout_prob resid_pdrop embd_pdrop attn_pdrop dropout "
+    "attention_dropout activation_dropout dropout_rate hidden_dropout encoder_layerdrop "
+    "decoder_layerdrop embd_dropout layerdrop classifier_dropout output_dropout residual_dropout "
+    "summary_first_dropout embedding_dropout emb_pdrop ff_dropout"
+)
+SIZES: dict[str, Any] = dict.fromkeys(DROPOUTS.split(), 0.0)
+SIZES |= {name: value for value, names in NAMES.items() for name in names.split()}
+#: For these model types: sizes instead, or None for the configuration's own.
+OTHERS: dict[str, dict[str, Any]] = {
+    "deepseek_v2 deepseek_v3 deepseek_v32 glm4_moe_lite glm_moe_dsa minicpm3 longcat_flash youtu "
+    "sarvam_mla axk1 axk2": {"head_dim": None, "num_key_value_heads": 4},
+    "jamba qwen3_next qwen3_5_text qwen3_5_moe_text lfm3 kimi_linear bailing_hybrid "
+    "qwen4_exp_text recurrent_gemma lfm2_moe": {"num_hidden_layers": 8},
     "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8},
     "esmc": {"num_key_value_heads": 4},
     "falcon": {"head_dim": None},
@@ -104,6 +79,7 @@ INSTEAD: dict[str, dict[str, Any]] = {
     "xlstm": {"v_head_dim": None},
     "zaya": {"num_experts_per_tok": 1},
 }
+INSTEAD = {name: sizes for names, sizes in OTHERS.items() for name in names.split()}
 
 
 class Result(NamedTuple):
@@ -127,14 +103,13 @@ def built(kind: str, model_type: str, name: str) -> nn.Module:
     given |= {k: v for k, v in INSTEAD.get(model_type, {}).items() if v is not None}
     if kind == "causal":
         given["is_decoder"] = True
+    make = getattr(transformers, name)
     with torch.device("meta"):
-        count = sum(
-            p.numel() for p in getattr(transformers, name)(configuration(**given)).parameters()
-        )
+        count = sum(p.numel() for p in make(configuration(**given)).parameters())
     if count > LARGEST:
         raise ValueError(f"{count} parameters")
     torch.manual_seed(0)
-    return getattr(transformers, name)(configuration(**given))
+    return make(configuration(**given))
 
 
 #: Known to every configuration, whether it lists them or not.
@@ -231,32 +206,25 @@ def llava() -> nn.Module:
     """Return a Llava of a tiny CLIP and a tiny Llama."""
     seen = transformers.CLIPVisionConfig(**tiny(image_size=16, patch_size=8, projection_dim=32))
     text = transformers.LlamaConfig(**tiny())
-    config = transformers.LlavaConfig(vision_config=seen, text_config=text, image_token_id=C - 1)
+    config = transformers.LlavaConfig(vision_config=seen, text_config=text, image_token_index=C - 1)
     return transformers.LlavaForConditionalGeneration(config)
 
 
 def paligemma() -> nn.Module:
     """Return a PaliGemma of a tiny SigLIP and a tiny Gemma."""
     seen = tiny(model_type="siglip_vision_model", image_size=16, patch_size=8, projection_dim=32)
-    config = transformers.PaliGemmaConfig(
-        vision_config=seen,
-        text_config=tiny(model_type="gemma", head_dim=8),
-        image_token_id=C - 1,
-        projection_dim=32,
-        hidden_size=32,
-    )
+    text = tiny(model_type="gemma", head_dim=8)
+    sizes: dict[str, Any] = {"image_token_id": C - 1, "projection_dim": 32, "hidden_size": 32}
+    config = transformers.PaliGemmaConfig(vision_config=seen, text_config=text, **sizes)
     return transformers.PaliGemmaForConditionalGeneration(config)
 
 
 def gemma3() -> nn.Module:
     """Return a Gemma 3 that sees, of a tiny SigLIP."""
     seen = tiny(model_type="siglip_vision_model", image_size=16, patch_size=8)
-    config = transformers.Gemma3Config(
-        vision_config=seen,
-        text_config=tiny(head_dim=8, final_logit_softcapping=2.0),
-        image_token_id=C - 1,
-        mm_tokens_per_image=4,
-    )
+    text = tiny(head_dim=8, final_logit_softcapping=2.0)
+    sizes: dict[str, Any] = {"image_token_id": C - 1, "mm_tokens_per_image": 4}
+    config = transformers.Gemma3Config(vision_config=seen, text_config=text, **sizes)
     return transformers.Gemma3ForConditionalGeneration(config)
 
 
@@ -373,13 +341,13 @@ def table(results: list[Result], left: list[tuple[str, str]]) -> str:
     lines = [
         "# Architectures that train without their logits",
         "",
-        f"By `scripts/architectures.py --out docs/architectures.md`, torch {torch.__version__} and "
-        f"transformers {transformers.__version__}: {len(exact)} of {len(results)} architectures.",
-        "Each is tiny and random, runs its own code and its own loss, with −100, padding and, where",
+        f"By `scripts/architectures.py`, torch {torch.__version__}, transformers "
+        f"{transformers.__version__}: {len(exact)} of {len(results)} are exact and fused.",
+        "Each is tiny and random and runs its own code and loss, with −100, padding and, where",
         "marked, `num_items_in_batch`. An error is the largest difference of the loss or of any",
         "gradient, as a part of the largest number of its tensor; in bfloat16 both sides round.",
         "",
-        "| architecture | kind | fused losses a step | float32 | bfloat16 | items | needs the logits |",
+        "| architecture | kind | fused losses | float32 | bfloat16 | items | needs the logits |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     lines += [

@@ -152,17 +152,19 @@ class Features(Tensor):
 def _linear(input: Any, weight: Any, bias: Any = None) -> LazyLogits | None:
     """x Wᵀ + b, if these are what the last layer in one piece takes."""
     x = getattr(input, "given", None)
-    tensors = [x, weight] if bias is None else [x, weight, bias]
-    if not isinstance(x, Tensor) or not all(map(_is_plain, tensors)) or weight.dim() != 2:
+    parameters = [weight] if bias is None else [weight, bias]
+    if not isinstance(x, Tensor) or not all(map(_is_plain, parameters)) or weight.dim() != 2:
         return None
     C, D = weight.shape
-    shapes = x.shape[-1:] == (D,) and (bias is None or bias.shape == (C,)) and C > 1
-    kin = all(t.device == x.device and t.dtype == x.dtype for t in tensors)
-    if not shapes or not x.numel() or not (kin or autocast_is_on(x)):
+    if x.shape[-1:] != (D,) or (bias is not None and bias.shape != (C,)) or C < 2 or not x.numel():
         return None
-    origin = Origin(input.head, input.layer, *tensors)
-    x, W, *b = map(autocast_linear, tensors)
-    return linear(Form((x,), (W,), b[0] if b else None, x.dim() - 1, x.dtype, (origin,)))
+    origin = Origin(input.head, input.layer, x, *parameters)
+    if autocast_is_on(x):
+        x, *parameters = map(autocast_linear, origin.tensors)
+    if any(t.device != x.device or t.dtype != x.dtype for t in parameters):
+        return None
+    weight, bias = parameters if len(parameters) > 1 else (*parameters, None)
+    return linear(Form((x,), (weight,), bias, x.dim() - 1, x.dtype, (origin,)))
 
 
 def _backward_hooks(layer: nn.Module) -> Iterator[Any]:

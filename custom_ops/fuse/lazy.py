@@ -196,10 +196,11 @@ def _made(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     rule, inplace = TABLE.get(func), func._schema.is_mutable
     if rule is None:
         return NO
-    sources = tuple(z for z in tree_leaves(args) if isinstance(z, LazyLogits))
-    first = sources[0]
-    if any(version(z) != z.born or not z.numel() for z in sources):
+    given = args[0] if isinstance(args[0], list) else args
+    sources = tuple([z for z in given if isinstance(z, LazyLogits)])
+    if not sources or any(version(z) != z.born or not z.numel() for z in sources):
         return NO
+    first = sources[0]
     if inplace and not (first is args[0] and first.is_alone()):
         return NO
     out = None if func is aten.index.Tensor else func(*_each(_shadow, args), **kwargs)

@@ -30,12 +30,11 @@ NO = NotImplemented
 
 def reshaped(out: Tensor, form: Form, *_: Any) -> Any:
     """The classes are where as many entries lie before them as did."""
-    before = math.prod(form.shape()[: form.dim])
-    for dim, size in enumerate(out.shape):
-        if size == form.classes and math.prod(out.shape[:dim]) == before:
-            lead, trail = out.shape[:dim], out.shape[dim + 1 :]
-            xs = tuple(x.reshape(*lead, x.shape[form.dim], *trail) for x in form.xs)
-            return form._replace(xs=xs, dim=dim)
+    shape, before = out.shape, form.xs[0].shape[: form.dim].numel()
+    for dim, size in enumerate(shape):
+        if size == form.classes and shape[:dim].numel() == before:
+            xs = [x.reshape(*shape[:dim], x.shape[form.dim], *shape[dim + 1 :]) for x in form.xs]
+            return form._replace(xs=tuple(xs), dim=dim)
     return NO
 
 
