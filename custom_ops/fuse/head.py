@@ -139,9 +139,7 @@ class Features(Tensor):
     layer: nn.Module
 
     @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         z = _linear(*args, **kwargs or {}) if func is F.linear else None
         if z is not None:
             return z

@@ -35,11 +35,11 @@ class LazyLogits(Tensor):
     shadow: Tensor  #: on the meta device: shape, strides and dtype
     sources: tuple[LazyLogits, ...]  #: what it was made from
     alias: Callable[[Tensor], Tensor] | None  #: how it lies in the memory of its source
-    shared: bool  #: whether another lies in its memory
-    computed: Tensor | None  #: the numbers, if something needed them
-    born: int  #: its version at first
-    taken: bool  #: whether its place in the graph was asked for
-    spent: bool  #: whether a fused loss was taken of it, past its place in the graph
+    shared = False  #: whether another lies in its memory
+    computed: Tensor | None = None  #: the numbers, if something needed them
+    born = 0  #: its version at first
+    taken = False  #: whether its place in the graph was asked for
+    spent = False  #: whether a fused loss was taken of it, past its place in the graph
 
     @staticmethod
     def of(
@@ -58,8 +58,6 @@ class LazyLogits(Tensor):
             device=form.xs[0].device,
         )
         z.form, z.shadow, z.sources, z.alias = form, shadow, sources, alias
-        z.shared = z.taken = z.spent = False
-        z.computed, z.born = None, 0
         if alias is not None:
             z.born, sources[0].shared = version(sources[0]), True
         return z
@@ -69,9 +67,7 @@ class LazyLogits(Tensor):
 
     @classmethod
     @torch._disable_dynamo
-    def __torch_function__(
-        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():
             special = SPECIAL.get(func)
@@ -81,7 +77,7 @@ class LazyLogits(Tensor):
     @classmethod
     @torch._disable_dynamo
     def __torch_dispatch__(  # type: ignore[override]
-        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
         made = _made(func, args, kwargs)

@@ -262,10 +262,6 @@ def over_classes(answer: Callable[[Form], Any], *kinds: str) -> Callable[..., An
     return reduced
 
 
-def log_sum_exp(form: Form) -> Tensor:
-    return form.stats().lse.to(form.dtype)
-
-
 def prediction(form: Form) -> Any:
     return form._replace(kind="logits").detach().stats().prediction if form.factor > 0 else NO
 
@@ -289,50 +285,58 @@ def got(form: Form, index: Any) -> Any:
     return form.picked(torch.where(label < 0, label + form.classes, label))
 
 
-def called(*names: str) -> list[Any]:
-    """The functions and the methods of these names."""
-    return [getattr(owner, n) for n in names for owner in (torch, Tensor) if hasattr(owner, n)]
+def operators(rules: dict[str, Any]) -> dict[Any, Callable[..., Any]]:
+    """Return the operators of ATen of these names, an overload after a dot, with their rules."""
+    named = [
+        (f"{n}.default".split(".")[:2], r) for names, r in rules.items() for n in names.split()
+    ]
+    found = [(getattr(getattr(aten, packet), overload), r) for (packet, overload), r in named]
+    return {op: r(op) if r in (rows, like) else r for op, r in found}
 
 
-def operators(names: str) -> list[Any]:
-    """ATen's of these names."""
-    pairs = (f"{name}.default".split(".")[:2] for name in names.split())
-    return [getattr(getattr(aten, packet), overload) for packet, overload in pairs]
+def functions(answers: dict[str, Any]) -> dict[Any, Callable[..., Any]]:
+    """Return the functions and the methods of these names, with their answers."""
+    owners = (torch, Tensor)
+    return {getattr(o, name): a for name, a in answers.items() for o in owners if hasattr(o, name)}
 
-
-MOVES = "unsqueeze transpose.int t permute select.int split.Tensor split_with_sizes unbind.int"
-LIKES = "empty_like zeros_like ones_like full_like rand_like randn_like"
-NEW = "new_empty new_zeros new_ones new_full"
 
 TABLE: dict[Any, Callable[..., Any]] = {
-    # dimensions and rows
-    **dict.fromkeys(operators("view _unsafe_view squeeze squeeze.dim squeeze.dims"), reshaped),
-    **{op: rows(op) for op in operators(f"{MOVES} index_select cat stack")},
-    aten.slice.Tensor: sliced,
-    aten.index.Tensor: indexed,
-    # each logit
-    **dict.fromkeys(operators("alias detach clone"), kept),
-    aten._to_copy.default: cast,
-    **dict.fromkeys(operators("mul.Tensor mul_.Tensor"), scaled),
-    **dict.fromkeys(operators("div.Tensor div_.Tensor"), divided),
-    **dict.fromkeys(operators("neg neg_"), partial(scaled, by=-1)),
-    **dict.fromkeys(operators("add.Tensor add_.Tensor"), added),
-    **dict.fromkeys(operators("tanh tanh_"), capped),
-    aten._log_softmax.default: partial(normalised, kind="log_probs"),
-    aten._softmax.default: partial(normalised, kind="probs"),
-    aten.exp.default: exponential,
-    # shape and dtype only
-    **{op: like(op) for op in operators(f"{LIKES} {NEW}")},
+    **operators(
+        {
+            # dimensions and rows
+            "view _unsafe_view squeeze squeeze.dim squeeze.dims": reshaped,
+            "unsqueeze transpose.int t permute": rows,
+            "select.int split.Tensor split_with_sizes unbind.int index_select cat stack": rows,
+            "slice.Tensor": sliced,
+            "index.Tensor": indexed,
+            # each logit
+            "alias detach clone": kept,
+            "_to_copy": cast,
+            "mul.Tensor mul_.Tensor": scaled,
+            "div.Tensor div_.Tensor": divided,
+            "neg neg_": partial(scaled, by=-1),
+            "add.Tensor add_.Tensor": added,
+            "tanh tanh_": capped,
+            "_log_softmax": partial(normalised, kind="log_probs"),
+            "_softmax": partial(normalised, kind="probs"),
+            "exp": exponential,
+            # shape and dtype only
+            "empty_like zeros_like ones_like full_like rand_like randn_like": like,
+            "new_empty new_zeros new_ones new_full": like,
+        }
+    ),
     # answers from x and W
     F.cross_entropy: partial(loss_of_torch, kind="logits"),
     F.nll_loss: partial(loss_of_torch, kind="log_probs"),
     cross_entropy: loss,
-    Tensor.__getitem__: got,
-    **dict.fromkeys(called("gather"), gathered),
-    **dict.fromkeys(called("sum"), over_classes(Form.summed, "log_probs", "plogp")),
-    **dict.fromkeys(
-        called("mean"), over_classes(lambda form: form.summed() / form.classes, "log_probs")
+    **functions(
+        {
+            "__getitem__": got,
+            "gather": gathered,
+            "sum": over_classes(Form.summed, "log_probs", "plogp"),
+            "mean": over_classes(lambda form: form.summed() / form.classes, "log_probs"),
+            "logsumexp": over_classes(lambda form: form.stats().lse.to(form.dtype), "logits"),
+            "argmax": over_classes(prediction, "logits", "log_probs", "probs"),
+        }
     ),
-    **dict.fromkeys(called("logsumexp"), over_classes(log_sum_exp, "logits")),
-    **dict.fromkeys(called("argmax"), over_classes(prediction, "logits", "log_probs", "probs")),
 }
