@@ -54,7 +54,10 @@ def rows(operator: Any) -> Callable[..., Any]:
             result = operator(tensors if forms is given else tensors[0], *args, **kwargs)
             return result if outs is out else [result]
 
-        wider = moved([torch.empty(f.shape(f.classes + 1), device="meta") for f in forms])
+        try:
+            wider = moved([torch.empty(f.shape(f.classes + 1), device="meta") for f in forms])
+        except RuntimeError:  # sizes that are those of the classes
+            return NO
         dims = []
         for one, other in zip(outs, wider, strict=False):
             found = [d for d, n in enumerate(one.shape) if n != other.shape[d]]

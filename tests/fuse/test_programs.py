@@ -50,6 +50,8 @@ STEPS: dict[str, Callable[[Tensor, Tensor, int, torch.Generator], Tensor]] = {
     "take": lambda z, o, n, g: z.take_along_dim(torch.zeros((1,) * z.dim(), dtype=torch.long), -1),
     "chunk": lambda z, o, n, g: z.chunk(2, n % z.dim())[-1],
     "split": lambda z, o, n, g: z.split([1, z.shape[0] - 1])[-1],
+    "split anywhere": lambda z, o, n, g: z.split([1, z.shape[n % z.dim()] - 1], n % z.dim())[-1],
+    "cat with itself": lambda z, o, n, g: torch.cat([z, z * 1], n % z.dim()),
     "unbind and stack": lambda z, o, n, g: torch.stack(z.unbind(n % z.dim()), n % z.dim()),
     "cat": lambda z, o, n, g: torch.cat([z, z.flip(0), z * 1], n % z.dim()),
     "cat with another": lambda z, o, n, g: torch.cat([z, o], n % z.dim()),
@@ -121,6 +123,9 @@ LOSSES = {
     "gather": loss_by_gather,
     "nll": lambda z: F.nll_loss(
         z.log_softmax(1), labels_of(z, (z.shape[0], *z.shape[2:]), z.shape[1])
+    ),
+    "nll of a part": lambda z: F.nll_loss(
+        0.5 * z.log_softmax(1), labels_of(z, (z.shape[0], *z.shape[2:]), z.shape[1])
     ),
     "entropy": lambda z: (z.softmax(-1) * z.log_softmax(-1)).sum(-1),
     "lse": lambda z: z.logsumexp(-1) - z.logsumexp(0).mean(),
