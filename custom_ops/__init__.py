@@ -7,6 +7,7 @@ tensor(0.6931)
 
 from custom_ops import derivatives, exporters, jacobian
 from custom_ops.cross_entropy import CrossEntropyStats, cross_entropy
+from custom_ops.fuse import fuse, materialized, unfuse
 from custom_ops.kernels import backend
 from custom_ops.linear_cross_entropy import linear_cross_entropy
 from custom_ops.modules import (
@@ -26,10 +27,13 @@ __all__ = [
     "backend",
     "contract",
     "cross_entropy",
+    "fuse",
     "jacobian",
     "linear_cross_entropy",
     "log_softmax",
+    "materialized",
     "softmax",
+    "unfuse",
 ]
 
 __version__ = "0.1.0"

@@ -28,6 +28,7 @@ from typing import Any, Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from custom_ops import kernels, sharded
 from custom_ops.apply import apply, forward_mode_of, node, set_node_vjp
@@ -173,6 +174,18 @@ def cross_entropy(
         )
         if loss is not None:
             return loss
+    if getattr(type(input), "is_lazy", False) and has_torch_function_unary(input):
+        return handle_torch_function(
+            cross_entropy,  # type: ignore[arg-type]
+            (input,),
+            *(input, target, weight, ignore_index, reduction, label_smoothing),  # type: ignore
+            z_loss=z_loss,
+            softcap=softcap,
+            logit_scale=logit_scale,
+            normalizer=normalizer,
+            dtype=dtype,
+            return_stats=return_stats,
+        )
     check_input("cross_entropy", input, None)
     check_dense("cross_entropy", input)
     check_dtype("cross_entropy", dtype)

@@ -1,0 +1,211 @@
+"""Which layers answer with lazy logits, and when."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TypeGuard, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules import module as every_module
+
+from custom_ops.autocast import autocast_is_on, autocast_linear
+from custom_ops.fuse.form import Form, Origin
+from custom_ops.fuse.lazy import LazyLogits, linear
+from custom_ops.surroundings import is_plain, is_transformed, is_watched
+
+__all__ = ["Materialized", "fuse", "materialized", "unfuse"]
+
+Model = TypeVar("Model", bound=nn.Module)
+Heads = nn.Module | str | Iterable[nn.Module | str] | None
+
+#: Lines in these folders are not the user's.
+OURS = tuple(str(Path(file).parents[n]) for file, n in ((torch.__file__, 0), (__file__, 1)))
+
+
+class Materialized(NamedTuple):
+    """Logits that were computed."""
+
+    operation: str  #: that needed them
+    line: str  #: of the code that called it, "file:number"
+    shape: tuple[int, ...]
+
+
+def fuse(model: Model, head: Heads = None, *, evaluation: bool = False) -> Model:
+    """Let `model` train without its N × C logits; its code and its loss stay as they are.
+
+    The last layer then answers, while training, with logits that are not computed yet. A
+    cross-entropy of them is `linear_cross_entropy`. So are, beside it, what the model or the
+    caller does to logits on the way (scale, soft cap, bias, casts, cuts, reshapes), and log-softmax
+    with what is picked from it. Anything else gets the real logits, and says once by a warning
+    which line asked (`materialized` has the list).
+
+    Only hooks are added: class, parameters, state dict and saving stay, and `unfuse` takes them
+    away. PEFT's adapters are to be there before.
+
+    Args:
+        model: a model or a layer; one of transformers', of Lightning, of your own.
+        head: the `nn.Linear` that makes the logits, its name in the model, or several of them. A
+            module with linear layers inside, as PEFT's, counts for those with as many outputs as
+            the widest. None is for the model itself if it is linear, or for what a model of
+            transformers inside it gives as `get_output_embeddings()`.
+        evaluation: whether to do the same when not training, for a loss without memory there.
+
+    Returns:
+        `model`.
+
+    Raises:
+        ValueError: there is no such layer, or none is found.
+        TypeError: it is not an `nn.Linear`, and has none inside.
+
+    >>> import custom_ops
+    >>> head = custom_ops.fuse(torch.nn.Linear(4, 10))
+    >>> logits = head(torch.zeros(2, 3, 4))
+    >>> logits.shape
+    torch.Size([2, 3, 10])
+    >>> F.cross_entropy(logits.flatten(0, 1), torch.zeros(6, dtype=torch.long)).dim()
+    0
+    """
+    for layer in _layers(model, head):
+        unfuse(layer)
+        layer.register_forward_pre_hook(Head(evaluation), with_kwargs=True)
+    return model
+
+
+def unfuse(model: Model) -> Model:
+    """Take away what `fuse` added to `model`, and return it."""
+    for layer in model.modules():
+        for key in _heads(layer):
+            del layer._forward_pre_hooks[key]
+            layer._forward_pre_hooks_with_kwargs.pop(key, None)
+    return model
+
+
+def materialized(model: nn.Module) -> dict[Materialized, int]:
+    """Return what made the heads of `model` compute their logits, with how often."""
+    found: Counter[Materialized] = Counter()
+    for layer in model.modules():
+        for head in _heads(layer).values():
+            found.update(head.materialized)
+    return dict(found)
+
+
+class Head:
+    """The hook on a layer: marks its input, so that `F.linear` of it answers with lazy logits."""
+
+    def __init__(self, evaluation: bool) -> None:
+        self.evaluation = evaluation
+        self.fused = 0  #: losses and other answers without logits
+        self.materialized: Counter[Materialized] = Counter()
+
+    def __call__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the arguments of the layer's forward, or None to leave them."""
+        if not (torch.is_grad_enabled() if layer.training else self.evaluation):
+            return None
+        x = args[0] if args else kwargs.get("input")
+        if not _is_plain(x) or is_transformed() or is_watched():
+            return None
+        if any(_backward_hooks(layer)):
+            self.tell("a backward hook on the head", x.shape)
+            return None
+        marked = x.as_subclass(Features)
+        marked.given, marked.head, marked.layer = x, self, layer
+        return ((marked, *args[1:]), kwargs) if args else (args, kwargs | {"input": marked})
+
+    def tell(self, operation: Any, shape: tuple[int, ...]) -> None:
+        """Note that something needs the logits; warn of each line once."""
+        frame = sys._getframe(1)
+        while frame.f_back is not None and frame.f_code.co_filename.startswith(OURS):
+            frame = frame.f_back
+        file, number = frame.f_code.co_filename, frame.f_lineno
+        found = Materialized(str(operation), f"{file}:{number}", tuple(shape))
+        self.materialized[found] += 1
+        if self.materialized[found] == 1:
+            message = f"custom_ops.fuse: {operation} of {tuple(shape)} needs the logits"
+            registry = frame.f_globals.setdefault("__warningregistry__", {})
+            warnings.warn_explicit(message, UserWarning, file, number, registry=registry)
+
+
+class Features(Tensor):
+    """The input of a head; its product with the weight is a lazy tensor."""
+
+    given: Tensor
+    head: Head
+    layer: nn.Module
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        z = _linear(*args, **kwargs or {}) if func is F.linear else None
+        if z is not None:
+            return z
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **kwargs or {})
+
+
+def _linear(input: Any, weight: Any, bias: Any = None) -> LazyLogits | None:
+    """x Wᵀ + b, if these are what the last layer in one piece takes."""
+    x = getattr(input, "given", None)
+    parameters = [weight] if bias is None else [weight, bias]
+    if not isinstance(x, Tensor) or not all(map(_is_plain, parameters)) or weight.dim() != 2:
+        return None
+    C, D = weight.shape
+    if x.shape[-1:] != (D,) or (bias is not None and bias.shape != (C,)) or C < 2 or not x.numel():
+        return None
+    origin = Origin(input.head, input.layer, x, *parameters)
+    if autocast_is_on(x):
+        x, *parameters = map(autocast_linear, origin.tensors)
+    if any(t.device != x.device or t.dtype != x.dtype for t in parameters):
+        return None
+    weight, bias = parameters if len(parameters) > 1 else (*parameters, None)
+    return linear(Form((x,), (weight,), bias, x.dim() - 1, x.dtype, (origin,)))
+
+
+def _backward_hooks(layer: nn.Module) -> Iterator[Any]:
+    for name in ("_backward_hooks", "_backward_pre_hooks"):
+        yield getattr(layer, name)
+        yield getattr(every_module, f"_global{name}")
+
+
+def _is_plain(t: Any) -> TypeGuard[Tensor]:
+    fits = isinstance(t, Tensor) and t.is_floating_point() and not hasattr(t, "ds_id")
+    return fits and t.device.type in ("cpu", "cuda") and is_plain(t, t.device.type)
+
+
+def _layers(model: nn.Module, head: Heads) -> Iterator[nn.Linear]:
+    if isinstance(head, str):
+        if head not in dict(model.named_modules()):
+            raise ValueError(f"{type(model).__name__} has no layer {head!r}")
+        head = model.get_submodule(head)
+    elif head is None:
+        head = model if isinstance(model, nn.Linear) else _output_embeddings(model)
+    elif not isinstance(head, nn.Module):
+        yield from (layer for one in head for layer in _layers(model, one))
+        return
+    linear = [module for module in head.modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise TypeError(f"the head must be an nn.Linear or hold one, got {head!r}")
+    widest = max(layer.out_features for layer in linear)
+    yield from (layer for layer in linear if layer.out_features == widest)
+
+
+def _output_embeddings(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        get = getattr(module, "get_output_embeddings", None)
+        last = get() if callable(get) else None
+        if isinstance(last, nn.Module):
+            return last
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    raise ValueError(
+        f"{type(model).__name__} has no get_output_embeddings(): expected head=, the name of one "
+        f"of its linear layers, {', '.join(names) or 'of which it has none'}"
+    )
+
+
+def _heads(layer: nn.Module) -> dict[int, Head]:
+    """The hooks of ours on a layer."""
+    return {key: h for key, h in layer._forward_pre_hooks.items() if isinstance(h, Head)}
