@@ -114,5 +114,5 @@ clean:
 	  pytest pytest-xdist pytest-timeout hypothesis expecttest . 2>&1 | \
 	  tee .venv-torch-$*/install.log | grep "custom_ops:" || \
 	  { cat .venv-torch-$*/install.log; exit 1; }
-	echo "$(CURDIR)" | tee .venv-torch-$*/lib/python3*/site-packages/behind_what_is_installed.pth
+	echo "$(CURDIR)" > "$$(echo .venv-torch-$*/lib/python3*/site-packages)/behind_the_package.pth"
 	touch $@
