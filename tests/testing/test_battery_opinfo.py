@@ -81,6 +81,7 @@ KNOWN = {
     "masked_var": (("float16's range",), "a sum of squares overflows"),
     "masked_std": (("float16's range",), "a sum of squares overflows"),
     "matrix_exp": (("bfloat16", "float16", "float16's range"), "NaN in the half types"),
+    "linalg_multi_dot": (("dynamic",), "the order of the products depends on the sizes"),
     # by their nature
     "as_strided": (("vmap", "strides"), "it is about the storage"),
     "as_strided_copy": (("vmap", "strides"), "it is about the storage"),
@@ -170,5 +171,5 @@ def test_no_false_alarm(name):
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", list(INFOS)[::3])
 def test_no_false_alarm_of_the_compiler_kind(name):
-    report = report_of(name, only=["compile"])
-    assert report.passed, str(report)
+    report = report_of(name, only=["call", "compile"])
+    assert not unexpected(report, name), str(report)
