@@ -15,7 +15,7 @@ def is_plain(t: Tensor, device: str) -> bool:
     if t.device.type != device or (t.requires_grad and torch.is_grad_enabled()):
         return False
     if torch.compiler.is_compiling():
-        return surroundings.tracing_levels() == 0
+        return surroundings.tracing_levels() == 0 and not surroundings.is_exporting()
     return surroundings.is_plain(t, device)
 
 

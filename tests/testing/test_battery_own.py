@@ -85,15 +85,7 @@ CASES = {
 }
 
 
-LOST = pytest.mark.xfail(
-    strict=True,
-    reason="exported where nothing requires grad, `contract` is an operator without a derivative",
-)
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=LOST) if name == "contract" else name for name in CASES]
-)
+@pytest.mark.parametrize("name", CASES)
 @pytest.mark.exhaustive
 def test_own_operator_passes_the_compiler_kind(name):
     function, inputs, _ = CASES[name]
