@@ -22,7 +22,7 @@ OPS_TESTS := $(filter-out tests/test_training% tests/test_%benchmark.py tests/te
   tests/test_explain.py tests/test_install.py tests/test_integrations% tests/test_readme.py, \
   $(wildcard tests/test_*.py))
 
-.PHONY: demo lm check test test-all test-triton test-asan test-oldest test-versions explain bench bench-cuda wheel lint clean
+.PHONY: demo lm check test test-all audit test-triton test-asan test-oldest test-versions explain bench bench-cuda wheel lint clean
 
 demo: .venv/installed  ## four heads side by side: a table, a report and a picture
 	$(BIN)/python scripts/compare.py
@@ -41,18 +41,21 @@ bench-cuda: .venv/installed  ## the same on a GPU, beside other libraries' kerne
 
 check: .venv/installed  ## style, and of each op's tests what takes a minute in all: while one works
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -n auto -m "not exhaustive" -k "not opcheck and not older_processor" \
+	$(BIN)/python -m pytest -n auto -k "not opcheck and not older_processor" \
 	  tests/test_jacobian.py tests/test_checks.py tests/test_kernels.py tests/test_softmax.py \
 	  tests/test_autograd.py tests/test_derivatives.py tests/test_inplace.py tests/test_modules.py
 
 test: .venv/installed  ## the tests, and the Triton kernels' quick ones in Triton's interpreter
-	$(BIN)/python -m pytest -n auto -m "not exhaustive"
+	$(BIN)/python -m pytest -n auto
 	$(TRITON) "triton and not gradcheck and not any_case" tests/test_triton_node.py \
 	  tests/test_softmax.py tests/test_inplace.py
 
 test-all: test  ## all of it: every kernel by every test, every sample, installation from an sdist
 	$(BIN)/python -m pytest -n auto -m exhaustive
 	$(TRITON) "triton and not gradcheck and not any_case" $(TRITON_SUBSET)
+
+audit: .venv/installed  ## the sweeps behind docs/: torch's operators, 1000 mutations, architectures
+	$(BIN)/python -m pytest -n auto -m audit
 
 test-triton: .venv/installed  ## all tests of the ops on the Triton kernels, in the interpreter
 	$(TRITON) triton tests
@@ -74,7 +77,7 @@ test-versions: $(VERSIONS:%=test-torch-%)  ## the tests of the ops under every t
 # In the folder of the sources `python -c` would import these instead of what is installed.
 test-torch-%: .venv-torch-%/installed  ## the same under one, 2.11 say
 	cd .venv-torch-$* && PYTHONSAFEPATH=1 bin/pytest -n auto -p no:cacheprovider \
-	  -m "not exhaustive" --pyargs custom_ops $(OPS_TESTS:%=../%)
+	  -m "not exhaustive and not audit" --pyargs custom_ops $(OPS_TESTS:%=../%)
 	cd .venv-torch-$* && PYTHONSAFEPATH=1 TRITON_INTERPRET=1 bin/pytest -n auto \
 	  -p no:cacheprovider -k "triton and not gradcheck and not any_case" $(TRITON_SUBSET:%=../%)
 

@@ -210,7 +210,7 @@ def test_a_random_program_gives_what_the_real_logits_give(program: Any, losses: 
     check(program, losses, seed)
 
 
-@pytest.mark.exhaustive
+@pytest.mark.audit
 @given(steps, losses, st.integers(0, 1000))
 @settings(max_examples=20000, deadline=None)
 @pytest.mark.timeout(3000)

@@ -101,7 +101,7 @@ def test_a_model_that_writes_into_its_logits_has_real_ones(architectures: Any):
     assert "index_put_" in result.computed
 
 
-@pytest.mark.exhaustive
+@pytest.mark.audit
 @pytest.mark.timeout(3000)
 def test_every_architecture_that_can_be_built_small(architectures: Any):
     warnings.simplefilter("ignore")

@@ -160,7 +160,7 @@ def test_a_quick_operator_passes_every_derivative(name):
     assert report.passed, str(report)
 
 
-@pytest.mark.exhaustive
+@pytest.mark.audit
 @pytest.mark.parametrize("name", INFOS)
 def test_no_false_alarm(name):
     report = report_of(name, skip=["compile"])
@@ -168,7 +168,7 @@ def test_no_false_alarm(name):
     assert not rows, str(report)
 
 
-@pytest.mark.exhaustive
+@pytest.mark.audit
 @pytest.mark.parametrize("name", list(INFOS)[::3])
 def test_no_false_alarm_of_the_compiler_kind(name):
     report = report_of(name, only=["call", "compile"])
