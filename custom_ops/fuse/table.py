@@ -164,9 +164,12 @@ def added(out: Tensor, form: Any, other: Any, *, alpha: float = 1) -> Any:
             xs=xs, Ws=(*form.Ws, *other.Ws), origins=(*form.origins, *other.origins)
         )
     else:
-        classes = form.dim == len(form.shape()) - 1 and form.classes
-        if not isinstance(other, Tensor) or other.shape != (classes,) or not _narrow(other, form):
+        last = form.dim == len(form.shape()) - 1 and isinstance(other, Tensor)
+        if not last or out.shape != form.shape() or not _narrow(other, form):
             return NO
+        if other.shape[-1:].numel() != other.numel() or other.numel() != form.classes:
+            return NO
+        other = other.reshape(-1)
         b = other.to(form.Ws[0].dtype) / form.scale
     return form._replace(b=form.b if b is None else b if form.b is None else form.b + b)
 

@@ -132,6 +132,9 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "a bias of its own": lambda z, y: F.cross_entropy(
         (z * 2 + weights()).flatten(0, 1), y.flatten()
     ),
+    "a bias as in BART": lambda z, y: F.cross_entropy(
+        (z + weights()[None]).flatten(0, 1), y.flatten()
+    ),
     "classes cut off": lambda z, y: F.cross_entropy(z[..., :20].flatten(0, 1), y.flatten() % 20),
     "negative log-likelihood": lambda z, y: F.nll_loss(
         F.log_softmax(z, dim=-1).flatten(0, 1), y.flatten(), weights(), ignore_index=5
