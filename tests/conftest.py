@@ -43,7 +43,47 @@ collect_ignore = [
     *(["test_triton.py", "test_triton_node.py"] * (not triton.interpreted)),
 ]
 
+#: Tests of tens of seconds, of a kind that the quick run has a smaller one of.
+EXHAUSTIVE = (
+    "test_beyond_torch.py::test_a_bad_label_in_a_compiled_graph_ends_torchs_process",
+    "test_benchmark.py::",
+    "test_device_benchmark.py::",
+    "test_distributed.py::test_normalizer_makes_up",
+    "test_explain.py::test_the_factors_come_in_the_order_of_the_chain_rule[index",
+    "test_install.py::test_the_sdist_installs_without_torch",
+    "test_last_layer_memory.py::test_peak_memory_of_a_child_process",
+    "test_modules.py::test_torchs_own_samples_of_the_last_layer",
+    "test_native.py::test_every_vector_set",
+    "test_native.py::test_opcheck[classes",
+    "test_native.py::test_opcheck[runs",
+    "test_training_environment.py::test_two_processes",
+    "test_training_scripts.py::test_killed_in_mid_epoch_and_resumed_ends_at_the_same_weights[compare",
+    "test_training_scripts.py::test_train_lm_goes_on",
+    "test_training_scripts.py::test_two_processes_train_one_model[custom]",
+    "test_training_signals.py::test_two_processes_stop_together",
+)
+#: Of these, the quick run takes one kind of option.
+ONE_KIND = {
+    "test_linear_cross_entropy.py::test_first_second_and_mixed_derivatives": "all-mean",
+    "test_linear_cross_entropy.py::test_statistics_have_second_derivatives_too": "all",
+    "test_apply.py::test_compiles_whole": "aot_eager",
+    "test_apply.py::test_func_inside_a_compiled_region": "labels",
+    "test_training_signals.py::test_a_signal_saves": "train]",
+    "test_training_failures.py::": "train]",
+}
+
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what the two lists name."""
+    for item in items:
+        name = item.nodeid.removeprefix("tests/")
+        others = [kind for test, kind in ONE_KIND.items() if name.startswith(test)]
+        several = "[" in name and others and others[0] not in name
+        if name.startswith(EXHAUSTIVE) or several:
+            item.add_marker(pytest.mark.exhaustive)
 
 
 @pytest.fixture(autouse=True)

@@ -28,4 +28,4 @@ def test_every_link_into_the_repository_exists():
 
 
 def test_every_way_of_use_has_an_example():
-    assert len(EXAMPLES) == 4
+    assert len(EXAMPLES) == 5
