@@ -22,10 +22,13 @@ OPS_TESTS := $(filter-out tests/test_training% tests/test_%benchmark.py tests/te
   tests/test_explain.py tests/test_install.py tests/test_integrations% tests/test_readme.py, \
   $(wildcard tests/test_*.py))
 
-.PHONY: demo lm check test test-all audit test-triton test-asan test-oldest test-versions explain bench bench-cuda wheel lint clean
+.PHONY: demo mnist lm check test test-all audit test-triton test-asan test-oldest test-versions explain bench bench-cuda wheel lint clean
 
-demo: .venv/installed  ## four heads side by side: a table, a report and a picture
-	$(BIN)/python scripts/compare.py
+demo: .venv/installed  ## four heads side by side on the digits: a table, a report and a picture
+	$(BIN)/python scripts/compare.py --data digits
+
+mnist: .venv/installed  ## the same on MNIST, three seeds
+	$(BIN)/python scripts/compare.py --data mnist
 
 lm: .venv/installed  ## a small GPT, the last layer in two steps and in one: memory, time, the same curve
 	$(BIN)/python scripts/train_lm.py
