@@ -28,8 +28,12 @@ if not hasattr(F, "linear_cross_entropy"):  # torch 2.11 and 2.12
         **options: Any,
     ) -> Tensor:
         """What torch 2.13's function is by its documentation."""
-        logits = F.linear(input, linear_weight, linear_bias)
-        logits = logits.movedim(-1, 1) if logits.dim() > 2 else logits
+        if linear_weight.dim() > 2:  # a layer for each position
+            logits = torch.einsum("nd,c...d->nc...", input, linear_weight)
+            logits = logits if linear_bias is None else logits + linear_bias
+        else:
+            logits = F.linear(input, linear_weight, linear_bias)
+            logits = logits.movedim(-1, 1) if logits.dim() > 2 else logits
         return F.cross_entropy(logits, target, **options)
 
     F.linear_cross_entropy = _linear_cross_entropy

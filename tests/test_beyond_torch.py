@@ -147,7 +147,7 @@ def test_an_all_ignored_micro_batch_with_a_normalizer_is_zero_and_attached():
 def test_labels_of_every_integer_dtype_where_torch_takes_two(dtype):
     x, target = torch.randn(2, 3), torch.tensor([0, 2])
     assert cross_entropy(x, target.to(dtype)) == cross_entropy(x, target)
-    with pytest.raises(RuntimeError, match="Long or Byte"):
+    with pytest.raises(RuntimeError, match="Long"):
         F.cross_entropy(x, target.to(dtype))
 
 

@@ -74,6 +74,8 @@ def test_a_gpus_products_are_wide_and_a_cpus_are_not(half):
 @pytest.fixture
 def fake(half, monkeypatch):
     """x, W, b and labels on a device that is not there."""
+    if torch.__version__.startswith("2.11"):
+        pytest.skip("torch 2.11 has no meta kernel of the operator")
     monkeypatch.setattr(products, "widens", lambda _: True)
     with torch.no_grad(), Watching() as watching:
         x, W, b = (torch.empty(s, dtype=half, device="meta") for s in ((N, D), (C, D), (C,)))

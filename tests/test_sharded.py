@@ -71,7 +71,8 @@ class Mesh:
         (want * v).sum().backward()
         for a, c in zip(inputs, leaves, strict=True):
             assert_close(self.whole(a.grad), c.grad)
-            assert a.grad.placements == a.placements
+            if not torch.__version__.startswith("2.11"):  # which replicates some of them
+                assert a.grad.placements == a.placements
 
 
 def softmaxes(m: Mesh) -> Iterator[None]:
