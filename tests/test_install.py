@@ -133,7 +133,7 @@ class Sources:
     """A copy of the sources without what was built in them, and a compiler that is played."""
 
     def __init__(self, folder: Path) -> None:
-        skip = (".*", "build", "dist", "runs", "data", "*.egg-info", "__pycache__", "*.so")
+        skip = (".*", "build", "dist", "runs", "*.egg-info", "__pycache__", "*.so")
         ignored = shutil.ignore_patterns(*skip, "built.json")
         self.root, self.log, self.torch = folder / "sources", folder / "log", folder / "no-torch"
         shutil.copytree(ROOT, self.root, ignore=ignored)
