@@ -7,11 +7,14 @@ z are the logits, and along the classes
 M and L are kept apart: where all logits of a row share a large offset, lse alone would round away
 the digits of L. M is a constant shift, so no derivative passes through it.
 
-A method that ends in an underscore works on a tensor made one step before, whose values no
-derivative needs: it saves fresh memory, the larger part of an element-wise operator's time.
+`over` writes over a tensor made one step before, whose values no derivative needs: it saves fresh
+memory, the larger part of an element-wise operator's time. Not where somebody sees the operators,
+who may keep that tensor.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +22,7 @@ from torch import Tensor
 from custom_ops.kernels.labels import checked_labels
 from custom_ops.kernels.options import Options, statistics_dtype
 from custom_ops.kernels.targets import LabelRows, along, product, smoothed, weighted
+from custom_ops.surroundings import is_watched
 
 __all__ = [
     "capped",
@@ -36,6 +40,11 @@ __all__ = [
 ]
 
 
+def over(x: Tensor, operator: str, *args: Any) -> Tensor:
+    """Return x.operator(*args), in the place of x where nobody may have kept it."""
+    return getattr(x, operator if is_watched() else f"{operator}_")(*args)
+
+
 def maximum(z: Tensor, dim: int) -> Tensor:
     """Return M, the class dimension kept with size 1; 0 where there is no class."""
     if z.dim() > 0 and z.shape[dim] == 0:
@@ -46,13 +55,13 @@ def maximum(z: Tensor, dim: int) -> Tensor:
 def statistics(z: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """Return M and L, the class dimension kept with size 1."""
     M = maximum(z, dim)
-    return M, (z - M).exp_().sum(dim, keepdim=True).log()
+    return M, over(z - M, "exp").sum(dim, keepdim=True).log()
 
 
 def softmax(z: Tensor, dim: int) -> Tensor:
     """p = exp(z − M) / Σ exp(z − M)."""
     x = z.to(statistics_dtype(z.dtype))
-    e = (x - maximum(x, dim)).exp_()
+    e = over(x - maximum(x, dim), "exp")
     return (e / e.sum(dim, keepdim=True)).to(z.dtype)
 
 
@@ -60,13 +69,13 @@ def log_softmax(z: Tensor, dim: int) -> Tensor:
     """log p = (z − M) − L."""
     x = z.to(statistics_dtype(z.dtype))
     M, L = statistics(x, dim)
-    return (x - M).sub_(L).to(z.dtype)
+    return over(x - M, "sub", L).to(z.dtype)
 
 
 def contract(p: Tensor, v: Tensor, dim: int) -> Tensor:
     """J v = vᵀJ = p ⊙ (v − ⟨p, v⟩): the contraction with J = diag(p) − p pᵀ in O(C)."""
     q, w = p.to(statistics_dtype(p.dtype)), v.to(statistics_dtype(v.dtype))
-    return (w - (q * w).sum(dim, keepdim=True)).mul_(q).to(v.dtype)
+    return over(w - (q * w).sum(dim, keepdim=True), "mul", q).to(v.dtype)
 
 
 def log_softmax_vjp(y: Tensor, v: Tensor, dim: int) -> Tensor:
@@ -159,7 +168,7 @@ def cross_entropy_vjp(
         return torch.zeros_like(input)
     z, slope, _ = capped(input, o)
     ignored = None
-    p = (z - M.unsqueeze(o.dim)).sub_(L.unsqueeze(o.dim)).exp_()
+    p = over(over(z - M.unsqueeze(o.dim), "sub", L.unsqueeze(o.dim)), "exp")
     if target.is_floating_point():
         y = weighted(smoothed(target, z.shape[o.dim], o), weight, o)
         a = _row_factor(y.sum(o.dim), g, h, M + L, o)
@@ -169,7 +178,7 @@ def cross_entropy_vjp(
         dz = _label_gradient(p, rows, weight, g, h, M + L, o)
         ignored = rows.ignored.unsqueeze(o.dim)
     dx = dz if o.softcap is None and o.logit_scale == 1 else dz * slope
-    return (dx if ignored is None else dx.masked_fill_(ignored, 0.0)).to(input.dtype)
+    return (dx if ignored is None else over(dx, "masked_fill", ignored, 0.0)).to(input.dtype)
 
 
 def cross_entropy_vjp_(
@@ -204,9 +213,8 @@ def _label_gradient(
     if eps:
         even = (eps / classes) * g.unsqueeze(o.dim)
         dz = dz - (even if weight is None else even * along(weight, o.dim, p))
-    return dz.scatter_add_(
-        o.dim, rows.label.unsqueeze(o.dim), ((eps - 1) * w_t * g).unsqueeze(o.dim)
-    )
+    named = ((eps - 1) * w_t * g).unsqueeze(o.dim)
+    return over(dz, "scatter_add", o.dim, rows.label.unsqueeze(o.dim), named)
 
 
 def total(x: Tensor) -> Tensor:
