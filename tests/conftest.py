@@ -74,6 +74,10 @@ ONE_KIND = {
     "test_apply.py::test_func_inside_a_compiled_region": "labels",
     "test_training_signals.py::test_a_signal_saves": "train]",
     "test_training_failures.py::": "train]",
+    "test_training_environment.py::test_whatever": "[slurm]",
+    "test_training_environment.py::test_a_process_that_finds": "[train]",
+    "fuse/test_programs.py::test_each_step_before_each_loss": "[last-",
+    "testing/test_battery_twins.py::test_twin_is_found_and_named": "grad",
 }
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
