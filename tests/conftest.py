@@ -64,9 +64,9 @@ EXHAUSTIVE = (
     "test_triton_compiled.py::test_compiles_for_older_and_newer_devices",
     "test_triton_compiled.py::test_compiles_where_sizes_need_64_bits",
     "test_triton_compiled.py::test_every_variant_compiles",
-    "test_training_scripts.py::test_killed_in_mid_epoch_and_resumed_ends_at_the_same_weights[compare",
+    "test_training_scripts.py::test_killed_in_mid_epoch_and_resumed_ends_at_the_same_weights",
     "test_training_scripts.py::test_train_lm_goes_on",
-    "test_training_scripts.py::test_two_processes_train_one_model[custom]",
+    "test_training_scripts.py::test_two_processes_train_one_model",
     "test_training_signals.py::test_two_processes_stop_together",
 )
 #: Of these, the quick run takes one kind of option.
@@ -78,6 +78,8 @@ ONE_KIND = {
     "test_training_signals.py::test_a_signal_saves": "train]",
     "test_training_failures.py::": "train]",
     "test_training_environment.py::test_whatever": "[slurm]",
+    "test_training_scripts.py::test_a_lower_target_than_what_was_done_is_refused": "-train]",
+    "test_training_scripts.py::test_a_finished_run_can_be_continued": "-train]",
     "test_training_environment.py::test_a_process_that_finds": "[train]",
     "fuse/test_programs.py::test_each_step_before_each_loss": "[last-",
     "testing/test_battery_twins.py::test_twin_is_found_and_named": "grad",
