@@ -11,12 +11,7 @@ from torch import Tensor
 from custom_ops.checks import as_index
 from custom_ops.surroundings import is_masked
 
-__all__ = ["by_parts", "has_parts", "is_foreign_layout"]
-
-
-def has_parts(input: Tensor) -> bool:
-    """Whether `input` is a nested tensor, strided or jagged."""
-    return input.is_nested
+__all__ = ["by_parts", "is_foreign_layout"]
 
 
 def is_foreign_layout(input: Tensor) -> bool:

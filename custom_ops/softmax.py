@@ -20,7 +20,7 @@ from custom_ops.apply import apply, forward_mode_of, node, set_node_vjp
 from custom_ops.autocast import autocast_dtype
 from custom_ops.checks import check_dim, check_input, check_vector
 from custom_ops.kernels import eager
-from custom_ops.nested import by_parts, has_parts, is_foreign_layout
+from custom_ops.nested import by_parts, is_foreign_layout
 from custom_ops.surroundings import is_exporting
 
 __all__ = ["contract", "log_softmax", "softmax"]
@@ -49,7 +49,7 @@ def softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor
     tensor([0.5000, 0.5000, 0.0000])
     """
     check_input("softmax", input, dtype)
-    if has_parts(input):
+    if input.is_nested:
         return by_parts(softmax, input, dim, dtype)
     dim = check_dim(dim, input)
     if is_foreign_layout(input):
@@ -73,7 +73,7 @@ def log_softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Te
     tensor([-0.6931, -0.6931])
     """
     check_input("log_softmax", input, dtype)
-    if has_parts(input):
+    if input.is_nested:
         return by_parts(log_softmax, input, dim, dtype)
     dim = check_dim(dim, input)
     if is_foreign_layout(input):

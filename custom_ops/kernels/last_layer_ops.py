@@ -1,8 +1,8 @@
-"""The last layer as operators of torch: what sees them instead of the loop over blocks is Dynamo,
-export, a tracer, or a mode that keeps the operators' results.
+"""The last layer as operators of torch, in place of the loop over blocks.
 
-Their arguments are numbers and tensors, so `Options` and `Blocks` come apart and together here.
-Their derivatives are registered in `custom_ops.derivatives`.
+Dynamo, export, tracers and modes that keep the operators' results see these. Their
+arguments are numbers and tensors, so `Options` and `Blocks` come apart and together here. Their
+derivatives are registered in `custom_ops.derivatives`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from custom_ops.kernels import flops, last_layer
+from custom_ops.kernels.expect import expect
 from custom_ops.kernels.last_layer import Blocks, Outputs, Products
 from custom_ops.kernels.options import Options, statistics_dtype
 
@@ -191,7 +192,8 @@ def _vjp_op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check(input, linear_weight, linear_bias, target, weight, dtype)
     for name, rows in (("g", g), ("h", h), ("M", M), ("L", L)):
-        _expect(name, rows, input.shape[:1], dtype)
+        if rows is not None:
+            expect(name, rows, input.shape[:1], dtype, input)
     o = options(dtype, ignore_index, label_smoothing, z_loss, logit_scale, softcap, False)
     tensors = input, linear_weight, linear_bias, target, weight, g, h, M, L
     with torch.no_grad():
@@ -226,16 +228,9 @@ def _check(
             f"{tuple(x.shape)} and {tuple(W.shape)}"
         )
     (N, _), (C, _) = x.shape, W.shape
-    _expect("linear_weight", W, W.shape, x.dtype)
-    _expect("linear_bias", b, (C,), x.dtype)
-    _expect("weight", weight, (C,), dtype)
-    _expect("target", target, (N, C) if target.is_floating_point() else (N,), target.dtype)
-
-
-def _expect(name: str, t: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> None:
-    if t is None:
-        return
-    if tuple(t.shape) != tuple(shape):
-        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(t.shape)}")
-    if t.dtype != dtype:
-        raise TypeError(f"{name} must be {dtype}, got {t.dtype}")
+    expect("linear_weight", W, W.shape, x.dtype, x)
+    expect("target", target, (N, C) if target.is_floating_point() else (N,), target.dtype, x)
+    if b is not None:
+        expect("linear_bias", b, (C,), x.dtype, x)
+    if weight is not None:
+        expect("weight", weight, (C,), dtype, x)

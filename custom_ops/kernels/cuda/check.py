@@ -5,12 +5,12 @@ A saved graph may be run with other tensors than it was traced with. The same as
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from custom_ops.kernels.expect import expect
 from custom_ops.kernels.options import statistics_dtype
 
 __all__ = ["check_hvp", "check_pair", "check_problem", "check_softmax", "check_vjp"]
@@ -35,7 +35,7 @@ def check_softmax(input: Tensor, dim: int, log: bool = False) -> None:
 def check_pair(p: Tensor, v: Tensor, dim: int) -> None:
     """Raise unless p and v are of one shape and type."""
     check_softmax(p, dim)
-    _expect("v", v, p.shape, p.dtype, p)
+    expect("v", v, p.shape, p.dtype, p)
 
 
 def check_problem(
@@ -49,9 +49,9 @@ def check_problem(
         raise TypeError(f"statistics of {input.dtype} must not be {dtype}")
     rows = _rows(input, dim)
     soft = target.is_floating_point()
-    _expect("target", target, input.shape if soft else rows, target.dtype, input)
+    expect("target", target, input.shape if soft else rows, target.dtype, input)
     if weight is not None:
-        _expect("weight", weight, input.shape[dim : dim + 1 or None], weight.dtype, input)
+        expect("weight", weight, input.shape[dim : dim + 1 or None], weight.dtype, input)
 
 
 def check_vjp(
@@ -70,7 +70,7 @@ def check_vjp(
     rows = _rows(input, dim)
     for name, t in (("g", g), ("h", h), ("M", M), ("L", L)):
         if t is not None and not (name == "g" and t.dim() == 0):
-            _expect(name, t, rows, t.dtype if name in "gh" else M.dtype, input)
+            expect(name, t, rows, t.dtype if name in "gh" else M.dtype, input)
 
 
 def check_hvp(
@@ -87,18 +87,9 @@ def check_hvp(
     """Raise unless z and u are (N, C) and the rest fits them."""
     if z.dim() != 2:
         raise ValueError(f"z must be (N, C), got shape {tuple(z.shape)}")
-    _expect("u", u, z.shape, z.dtype, z)
+    expect("u", u, z.shape, z.dtype, z)
     check_vjp(z, target, weight, g, h, M, L, 1)
 
 
 def _rows(input: Tensor, dim: int) -> list[int]:
     return [size for d, size in enumerate(input.shape) if d != dim % input.dim()]
-
-
-def _expect(name: str, t: Tensor, shape: Sequence[int], dtype: torch.dtype, like: Tensor) -> None:
-    if list(t.shape) != list(shape):
-        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(t.shape)}")
-    if t.dtype != dtype:
-        raise TypeError(f"{name} must be {dtype}, got {t.dtype}")
-    if t.device != like.device:
-        raise ValueError(f"{name} must be on {like.device}, got {t.device}")
