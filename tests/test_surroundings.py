@@ -379,6 +379,8 @@ def test_every_road_saves_the_same_tensors(reduction: str, weighted: bool, soft:
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t), mode():
             custom_ops.cross_entropy(x, target, weight, reduction=reduction)
+            if reduction == "mean":
+                custom_ops.cross_entropy(x, target, weight, normalizer=3.0)
             custom_ops.softmax(x, 1), custom_ops.log_softmax(x, 1)
             W = torch.ones(3, 5, requires_grad=True)
             custom_ops.linear_cross_entropy(x, W, torch.tensor([0, 1, -100, 2]))
