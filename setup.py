@@ -33,6 +33,7 @@ if int(setuptools.__version__.partition(".")[0]) < 77:
     )
 
 SOURCES = Path("custom_ops/kernels/cpu")
+NODE = Path("custom_ops/node")
 RECORD = Path("custom_ops/kernels/built.json")
 SOABI = sysconfig.get_config_var("SOABI")
 # The flags with which torch compiles its own kernels for each vector set.
@@ -57,7 +58,7 @@ def library(capability):
     return Extension(
         f"custom_ops.kernels.{name}",
         [str(SOURCES / "module.cpp")],
-        depends=sorted(str(path) for path in SOURCES.glob("*.h")),
+        depends=sorted(str(path) for path in (*SOURCES.glob("*.h"), *NODE.glob("*.h"))),
         libraries=["c10", "torch", "torch_cpu", "torch_python"],
         language="c++",
         extra_compile_args=[

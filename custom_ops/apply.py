@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from custom_ops.kernels import native
 from custom_ops.surroundings import (
     forward_levels,
     func_levels,
@@ -19,7 +18,7 @@ from custom_ops.surroundings import (
     tracing_levels,
 )
 
-__all__ = ["apply", "forward_mode_of", "node", "set_node_vjp"]
+__all__ = ["apply", "forward_mode_of"]
 
 
 def forward_mode_of(function: type[Function]) -> Callable[[type[Function]], type[Function]]:
@@ -37,27 +36,6 @@ def forward_mode_of(function: type[Function]) -> Callable[[type[Function]], type
     return register
 
 
-def node(name: str, *args: Any) -> Any:
-    """Return the C++ autograd node's answer, or None where the Python Functions are to give it.
-
-    A node does what a Function does, with the same kernels and to the same bits, without Python's
-    frames: at MNIST's batch they are most of the time. It stands for the plain case alone: CPU
-    tensors of torch's own class, no transform, mode or forward derivative around them, and only the
-    input differentiated (`plain` in kernels/cpu/nodes.h). Its backward asks the Function's formulas
-    where it is to be differentiated or batched. The cross-entropy of a batch on CUDA has it too,
-    with the Triton kernels behind it (kernels/cuda/node.py).
-    """
-    if native.library is None or torch.compiler.is_compiling():
-        return None
-    return getattr(native.library, name)(*args)
-
-
-def set_node_vjp(name: str, vjp: Callable[..., Tensor]) -> None:
-    """Tell the node who answers a backward that is to be differentiated or batched."""
-    if native.library is not None:
-        native.library.set_vjp(name, vjp)
-
-
 def apply(function: type[Function], *args: Any) -> Any:
     """Apply `function` in the form that the caller's surroundings can differentiate.
 
@@ -65,7 +43,7 @@ def apply(function: type[Function], *args: Any) -> Any:
     - Where nothing is differentiated, as in a backward without create_graph: `function.forward`.
     - Under torch.compile and torch.export: the class without `jvp`. Dynamo refuses a Function that
       defines it, and takes forward mode through the operators of `forward`.
-    - `function.plain`, the forward as plain differentiable algebra, where torch (2.13) has no right
+    - `function.algebra`, the forward as plain differentiable algebra, where torch (2.13) has no right
       answer for a Function: with forward mode nested in forward mode, where the tangent that `jvp`
       returns counts as a constant of the outer level (issue 197867: jacfwd(jacfwd(f)) would be 0,
       silently); in the backward of torch.autograd.grad(..., is_grads_batched=True), whose result
@@ -75,11 +53,18 @@ def apply(function: type[Function], *args: Any) -> Any:
       keep the forward alone, under no_grad.
     """
     if torch.compiler.is_compiling():
-        plain = is_exporting() or tracing_levels() > 0
-        return function.plain(*args) if plain else function.apply(*args)  # type: ignore[attr-defined]
+        if is_exporting() or tracing_levels() > 0:
+            return function.algebra(*args)  # type: ignore[attr-defined]
+        # Dynamo would do the same, but for a `forward` with *args, to which it gives a ctx too.
+        return function.apply(*args) if _is_differentiated(args) else function.forward(*args)
     known = all(is_known(a) for a in args if isinstance(a, Tensor))
     if forward_levels() > 1 or not known or is_exporting():
-        return function.plain(*args)  # type: ignore[attr-defined]
+        return function.algebra(*args)  # type: ignore[attr-defined]
     if not torch.is_grad_enabled() and not func_levels() and forward_levels() == 0:
         return function.forward(*args)
     return function.with_jvp.apply(*args)  # type: ignore[attr-defined]
+
+
+def _is_differentiated(args: tuple[Any, ...]) -> bool:
+    tensors = (a for a in args if isinstance(a, Tensor))
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)

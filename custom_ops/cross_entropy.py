@@ -1,20 +1,23 @@
 """Cross-entropy: one formula for every kind of target and every option.
 
-With x the input, z = s·tanh(α x / s) the logits (z = x by default), p = softmax(z),
-lse = log Σ_k exp(z_k), ỹ_k the weight of class k in the row (`kernels.targets`) and m = Σ_k ỹ_k,
+With z = s·tanh(α·input / s) the logits (z = input by default), p = softmax(z), lse = log Σ_k exp(z_k),
+ỹ_k the weight of class k in the row (`kernels.eager.targets`) and m = Σ_k ỹ_k,
 
     ℓ              = m·lse − ⟨ỹ, z⟩ + λ·lse²
     ∂ℓ/∂z_s        = Σ_k ∂ℓ/∂p_k · J_ks = c·p_s − ỹ_s           with c = m + 2λ·lse
 
-and, g being the upstream gradient of ℓ and h that of lse, both one number a row,
+and, g being the upstream gradient of ℓ and q that of lse, both one number a row,
 
-    dz             = a·p − g·ỹ                                  with a = g·c + h
+    dz             = a·p − g·ỹ                                  with a = g·c + q
     ∂⟨u, dz⟩/∂z    = a·J u + 2λ·g·⟨p, u⟩·p                      J u = contract(p, u)
-    ∂⟨u, dz⟩/∂g    = c·⟨p, u⟩ − ⟨ỹ, u⟩       ∂⟨u, dz⟩/∂h = ⟨p, u⟩
+    ∂⟨u, dz⟩/∂g    = c·⟨p, u⟩ − ⟨ỹ, u⟩       ∂⟨u, dz⟩/∂q = ⟨p, u⟩
     ∂⟨u, dz⟩/∂ỹ    = g·(⟨p, u⟩ − u)
 
 The Hessian is symmetric, so the second line is the double backward (u a cotangent) and the forward
-mode of the backward (u a tangent). ∂ℓ/∂ỹ_k = lse − z_k is what probabilities and weights receive.
+mode of the backward (u a tangent). ∂ℓ/∂ỹ_k = lse − z_k is the gradient of probabilities and weights.
+
+The entropy of a row is H = −Σ_k p_k log p_k, with 0 · log 0 = 0. By the same contraction,
+∂H/∂z = J (−log p), as Σ_s J_ks = 0.
 
 Sources: softmax and its Jacobian, Bridle (1990); label smoothing, Szegedy et al. (2016); z-loss,
 de Brébisson and Vincent (2016) and PaLM (Chowdhery et al., 2022, section 5); the soft cap of the
@@ -23,7 +26,7 @@ logits, Bello et al. (2017) and Gemma 2 (2024, section 2).
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -31,7 +34,7 @@ from torch.autograd import Function
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from custom_ops import kernels, sharded
-from custom_ops.apply import apply, forward_mode_of, node, set_node_vjp
+from custom_ops.apply import apply, forward_mode_of
 from custom_ops.autocast import autocast_widened
 from custom_ops.checks import (
     as_index,
@@ -44,7 +47,9 @@ from custom_ops.checks import (
     check_normalizer,
     checked_numbers,
 )
-from custom_ops.kernels import Options, eager, targets
+from custom_ops.kernels import Options, Problem, Rows, eager
+from custom_ops.kernels.eager import targets
+from custom_ops.node import node, set_vjp
 from custom_ops.reduction import Total, denominator
 from custom_ops.row import Row, blank_ignored
 from custom_ops.surroundings import is_transformed, is_watched
@@ -53,46 +58,17 @@ __all__ = ["CrossEntropyStats", "cross_entropy"]
 
 
 class CrossEntropyStats(NamedTuple):
-    """What the pass over the logits also found, one a row; an ignored row has 0 and −1."""
+    """What the pass over the logits also found, one a row; an ignored row has 0, −1 and 0."""
 
     lse: Tensor  #: log Σ_k exp(z_k), in float32 or better; differentiable
     prediction: Tensor  #: arg-max of the logits, int64
+    entropy: Tensor  #: −Σ_k p_k log p_k, in float32 or better; differentiable
 
 
-@overload
-def cross_entropy(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None = ...,
-    ignore_index: int = ...,
-    reduction: str = ...,
-    label_smoothing: float = ...,
-    *,
-    z_loss: float = ...,
-    softcap: float | None = ...,
-    logit_scale: float = ...,
-    normalizer: float | Tensor | None = ...,
-    dtype: torch.dtype | None = ...,
-    inplace_backward: bool = ...,
-    return_stats: Literal[False] = ...,
-) -> Tensor: ...
-@overload
-def cross_entropy(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None = ...,
-    ignore_index: int = ...,
-    reduction: str = ...,
-    label_smoothing: float = ...,
-    *,
-    z_loss: float = ...,
-    softcap: float | None = ...,
-    logit_scale: float = ...,
-    normalizer: float | Tensor | None = ...,
-    dtype: torch.dtype | None = ...,
-    inplace_backward: bool = ...,
-    return_stats: Literal[True],
-) -> tuple[Tensor, CrossEntropyStats]: ...
+#: The loss; with return_stats=True, (loss, stats). Any spares a caller to ask which of them it is.
+LossAndStats: TypeAlias = Tensor | Any
+
+
 def cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -108,7 +84,7 @@ def cross_entropy(
     dtype: torch.dtype | None = None,
     inplace_backward: bool = False,
     return_stats: bool = False,
-) -> Tensor | tuple[Tensor, CrossEntropyStats]:
+) -> LossAndStats:
     """Return the cross-entropy of softmax(input) and target, as torch.nn.functional.cross_entropy.
 
         ℓ = Σ_k ỹ_k (lse − z_k) + z_loss · lse²,      z = s·tanh(logit_scale · input / s)
@@ -138,7 +114,7 @@ def cross_entropy(
             The gradient cannot be differentiated again (a RuntimeError). Under torch.func,
             forward mode, torch.compile and a mode that sees the operators, the gradient has its own
             memory all the same.
-        return_stats: whether to return (loss, stats) with the rows' `lse` and `prediction`.
+        return_stats: whether to return (loss, stats) with the rows' `lse`, `prediction` and `entropy`.
 
     Returns:
         The loss: 0-d, or a row each for "none": (), (N) or (N, d1, …, dk).
@@ -156,7 +132,7 @@ def cross_entropy(
     tensor([0.1269, 0.6931])
     """
     if not return_stats:
-        # first: it takes nothing that the checks below would refuse
+        # Fast path. It accepts only arguments that would pass every check below.
         loss = node(
             "cross_entropy",
             input,
@@ -214,45 +190,24 @@ def cross_entropy(
         check_label_weight(input_dtype, weight, result_dtype)
         if input.dim() == 1:
             target = target.reshape(())
-    o = make_options(
+    o = Options(
         1 if input.dim() > 1 else 0,
         kernels.statistics_dtype(result_dtype),
         ignore_index,
-        reduction,
-        label_smoothing,
-        z_loss,
-        softcap,
-        logit_scale,
-        return_stats,
-        inplace,
+        *checked_numbers(reduction, label_smoothing, z_loss, logit_scale, softcap),
+        stats=bool(return_stats),
+        inplace=inplace,
     )
     if weight is not None:
         # here, so that its gradients from the rows and from the mean add up before they are rounded
         weight = weight.to(o.dtype)
-    loss, M, L, prediction = apply(CrossEntropyFunction, input, target, weight, o)
+    loss, M, L, prediction, entropy = apply(CrossEntropyFunction, input, target, weight, o)
     if reduction != "none":
         loss = apply(Total, loss)
     if reduction == "mean":
         loss = loss / denominator(input.shape[o.dim], target, weight, o, normalizer)
     loss = loss.to(result_dtype)
-    return (loss, CrossEntropyStats(M + L, prediction)) if return_stats else loss
-
-
-def make_options(
-    dim: int,
-    dtype: torch.dtype,
-    ignore_index: int,
-    reduction: str,
-    label_smoothing: float,
-    z_loss: float,
-    softcap: float | None,
-    logit_scale: float,
-    predict: bool,
-    inplace: bool,
-) -> Options:
-    """Check the numbers and return them as the kernels take them."""
-    numbers = checked_numbers(reduction, label_smoothing, z_loss, logit_scale, softcap)
-    return Options(dim, dtype, ignore_index, *numbers, predict=bool(predict), inplace=inplace)
+    return (loss, CrossEntropyStats(M + L, prediction, entropy)) if return_stats else loss
 
 
 def promoted(dtype: torch.dtype, target: Tensor, weight: Tensor | None) -> torch.dtype:
@@ -265,7 +220,7 @@ def promoted(dtype: torch.dtype, target: Tensor, weight: Tensor | None) -> torch
 
 
 class CrossEntropyFunction(Function):
-    """(ℓ, M, L, prediction) a row. M is a constant shift: lse = M + L has the derivative of L.
+    """(ℓ, M, L, prediction, H) a row. M is a constant shift: lse = M + L has the derivative of L.
 
     M is not marked as non-differentiable, which torch's generated vmap rule forgets and then trips
     over in forward mode; its tangent is 0 and its cotangent goes nowhere.
@@ -275,16 +230,17 @@ class CrossEntropyFunction(Function):
 
     @staticmethod
     def forward(input: Tensor, target: Tensor, weight: Tensor | None, o: Options) -> Any:
-        return kernels.cross_entropy(input, target, weight, o)
+        return tuple(kernels.cross_entropy(Problem(input, target, weight, o)))
 
     @staticmethod
-    def plain(input: Tensor, target: Tensor, weight: Tensor | None, o: Options) -> Any:
-        return eager.cross_entropy(blank_ignored(input, target, o), target, weight, o)
+    def algebra(input: Tensor, target: Tensor, weight: Tensor | None, o: Options) -> Any:
+        input = blank_ignored(input, target, o)
+        return tuple(eager.cross_entropy(Problem(input, target, weight, o)))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         input, target, weight, ctx.o = inputs
-        _, M, L, prediction = output
+        _, M, L, prediction, _ = output
         if prediction is not None:
             ctx.mark_non_differentiable(prediction)
         ctx.set_materialize_grads(False)
@@ -293,75 +249,60 @@ class CrossEntropyFunction(Function):
         ctx.save_for_forward(input, target, weight, M, L)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor | None, _: None, h: Tensor | None, __: None) -> Any:
-        input, target, weight, M, L = ctx.saved_tensors
-        d_input = d_target = d_weight = None
+    def backward(ctx: Any, g: Tensor | None, _: Any, q: Tensor | None, *rest: Any) -> Any:
+        *tensors, M, L = ctx.saved_tensors
+        e, d_input = rest[1] if ctx.o.stats else None, None
         if ctx.needs_input_grad[0]:
             g_or_0 = torch.zeros_like(L) if g is None else g
-            d_input = _input_vjp(input, target, weight, g_or_0, h, M, L, ctx.o)
+            d_input = _input_vjp(Problem(*tensors, ctx.o), Rows(g_or_0, q, M, L, e))
+        d_target = d_weight = None
         if g is not None and (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
-            r = Row.of(input, target, weight, ctx.o)
+            r = Row.of(*tensors, ctx.o)
             d_y = g.unsqueeze(ctx.o.dim) * r.surprisal  # ∂ℓ/∂ỹ_k = lse − z_k
-            d_target, d_weight = targets.pull_back(r.s, target, weight, d_y, ctx.o)
+            d_target, d_weight = targets.pull_back(r.share, *tensors[1:], d_y, ctx.o)
         return d_input, d_target, d_weight, None
 
 
-def _input_vjp(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    g: Tensor,
-    h: Tensor | None,
-    M: Tensor,
-    L: Tensor,
-    o: Options,
-) -> Tensor:
+def _input_vjp(problem: Problem, rows: Rows) -> Tensor:
     """The gradient of the input: differentiable, or in the input's place."""
-    if not o.inplace:
-        return apply(CrossEntropyVjpFunction, input, target, weight, g, h, M, L, o)
+    if not problem.options.inplace:
+        return apply(CrossEntropyVjpFunction, *problem.tensors, *rows, problem.options)
     if torch.is_grad_enabled():
         raise RuntimeError(
             "inplace_backward=True: the gradient takes the place of the logits, so it cannot be "
             "differentiated; expected a backward without create_graph"
         )
-    return kernels.cross_entropy_vjp_(input, target, weight, g, h, M, L, o)
+    return kernels.cross_entropy_vjp_(problem, rows)
 
 
-def _node_vjp(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    g: Tensor,
-    M: Tensor,
-    L: Tensor,
-    divisor: Tensor | None,
-    *options: Any,
-) -> Tensor:
-    """The same for the C++ node, whose options come as the fields of `Options`.
+def _node_vjp(input: Tensor, target: Tensor, weight: Tensor | None, *rest: Any) -> Tensor:
+    """The same for the C++ node, whose options come flat.
 
     g is the upstream gradient of its result: of a row's loss, of their sum, or of that divided.
     """
-    o = Options(*options)
+    g, M, L, divisor, *flat, inplace = rest
+    o = Options.of(*flat, inplace=inplace)
     g = g.to(o.dtype)
     g = (g if divisor is None else g / divisor).expand(L.shape)
-    return _input_vjp(input, target, weight, g, None, M, L, o)
+    return _input_vjp(Problem(input, target, weight, o), Rows(g, None, M, L))
 
 
-set_node_vjp("cross_entropy", _node_vjp)
+set_vjp("cross_entropy", _node_vjp)
 
 
 @forward_mode_of(CrossEntropyFunction)
 class _CrossEntropyWithJvp(CrossEntropyFunction):
     @staticmethod
-    def jvp(ctx: Any, dx: Tensor | None, dy: Tensor | None, dw: Tensor | None, __: None) -> Any:
+    def jvp(ctx: Any, input_t: Any, target_t: Any, weight_t: Any, _: None) -> Any:
         input, target, weight, _, _ = ctx.saved_tensors
         r = Row.of(input, target, weight, ctx.o)
-        d_loss, d_L = r.loss_jvp(dx, targets.push_forward(r.s, weight, dy, dw, ctx.o))
-        return d_loss, torch.zeros_like(d_L), d_L, None
+        y_t = targets.push_forward(r.share, weight, target_t, weight_t, ctx.o)
+        loss_t, L_t, H_t = r.loss_jvp(input_t, y_t)
+        return loss_t, torch.zeros_like(L_t), L_t, None, H_t if ctx.o.stats else None
 
 
 class CrossEntropyVjpFunction(Function):
-    """dx = z'(x) ⊙ (a·p − g·ỹ), whose derivative goes through the contraction.
+    """dz pulled back to the input, z' ⊙ dz, whose derivative goes through the contraction.
 
     M and L only save the kernel a pass: p is a function of the input, so they receive nothing.
     """
@@ -369,65 +310,45 @@ class CrossEntropyVjpFunction(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        input: Tensor,
-        target: Tensor,
-        weight: Tensor | None,
-        g: Tensor,
-        h: Tensor | None,
-        M: Tensor,
-        L: Tensor,
-        o: Options,
-    ) -> Tensor:
-        return kernels.cross_entropy_vjp(input, target, weight, g, h, M, L, o)
+    def forward(input: Tensor, target: Tensor, weight: Tensor | None, *rest: Any) -> Tensor:
+        *rows, o = rest
+        return kernels.cross_entropy_vjp(Problem(input, target, weight, o), Rows(*rows))
 
     @staticmethod
-    def plain(
-        input: Tensor,
-        target: Tensor,
-        weight: Tensor | None,
-        g: Tensor,
-        h: Tensor | None,
-        _: Tensor,
-        __: Tensor,
-        o: Options,
-    ) -> Tensor:
+    def algebra(input: Tensor, target: Tensor, weight: Tensor | None, *rest: Any) -> Tensor:
+        g, q, _, _, e, o = rest
         r = Row.of(input, target, weight, o)
-        return r.gradient(r.upstream(g), r.upstream(h)).to(input.dtype)
+        return r.gradient(r.upstream(g, q, e)).to(input.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *tensors, _, _, ctx.o = inputs
+        *tensors, _, _, e, ctx.o = inputs
+        tensors = (*tensors, e)
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> Any:
-        input, target, weight, g, h = ctx.saved_tensors
+        input, target, weight, *rows = ctx.saved_tensors
         r = Row.of(input, target, weight, ctx.o)
-        G, H = r.upstream(g), r.upstream(h)
-        d = r.gradient_vjp(v, G, H)
-        d_g, d_h = d.g.squeeze(ctx.o.dim), None if h is None else d.h.squeeze(ctx.o.dim)
+        d = r.gradient_vjp(v, r.upstream(*rows))
+        d_rows = (
+            None if x is None else d_x.squeeze(ctx.o.dim)
+            for x, d_x in zip(rows, (d.g, d.q, d.e), strict=True)
+        )
         d_target = d_weight = None
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            d_target, d_weight = targets.pull_back(r.s, target, weight, d.y, ctx.o)
-        return d.input.to(input.dtype), d_target, d_weight, d_g, d_h, None, None, None
+            d_target, d_weight = targets.pull_back(r.share, target, weight, d.y, ctx.o)
+        d_g, d_q, d_e = d_rows
+        return d.input.to(input.dtype), d_target, d_weight, d_g, d_q, None, None, d_e, None
 
 
 @forward_mode_of(CrossEntropyVjpFunction)
 class _CrossEntropyVjpWithJvp(CrossEntropyVjpFunction):
     @staticmethod
-    def jvp(
-        ctx: Any,
-        dx: Tensor | None,
-        dy: Tensor | None,
-        dw: Tensor | None,
-        dg: Tensor | None,
-        dh: Tensor | None,
-        *_: None,
-    ) -> Tensor:
-        input, target, weight, g, h = ctx.saved_tensors
+    def jvp(ctx: Any, input_t: Any, target_t: Any, weight_t: Any, *rest: Any) -> Tensor:
+        input, target, weight, *rows = ctx.saved_tensors
         r = Row.of(input, target, weight, ctx.o)
-        d_y = targets.push_forward(r.s, weight, dy, dw, ctx.o)
-        out = r.gradient_jvp(dx, d_y, r.upstream(g), r.upstream(h), dg, dh)
+        y_t = targets.push_forward(r.share, weight, target_t, weight_t, ctx.o)
+        out = r.gradient_jvp(input_t, y_t, r.upstream(*rows), r.upstream(*rest[:2], rest[4]))
         return out.to(input.dtype)

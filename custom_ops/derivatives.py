@@ -23,8 +23,10 @@ from torch.autograd import Function
 
 from custom_ops import kernels
 from custom_ops.cross_entropy import CrossEntropyFunction, CrossEntropyVjpFunction
-from custom_ops.kernels import Options, last_layer_ops
-from custom_ops.linear_cross_entropy import (
+from custom_ops.kernels import Options
+from custom_ops.kernels.operators import NAMESPACES
+from custom_ops.last_layer import operators
+from custom_ops.last_layer.functions import (
     LinearCrossEntropyFunction,
     LinearCrossEntropyVjpFunction,
 )
@@ -33,8 +35,6 @@ from custom_ops.softmax import LogSoftmaxFunction, SoftmaxFunction
 from custom_ops.surroundings import below_autograd
 
 __all__ = ["register"]
-
-NAMESPACES = ("custom_ops", "custom_ops_cuda")
 
 
 def _has(namespace: str, name: str) -> bool:
@@ -77,32 +77,22 @@ def _softmax(inputs: Any, output: Tensor) -> Any:
 
 
 def _cross_entropy(inputs: Any, output: Any) -> Any:
-    dim, dtype, index, smoothing, z_loss, scale, softcap, predict = inputs[3:]
-    o = Options(dim, dtype, index, smoothing, z_loss, scale, softcap, predict, inplace=False)
-    return CrossEntropyFunction, (o,), output
+    return CrossEntropyFunction, (Options.of(*inputs[3:]),), output
 
 
 def _cross_entropy_vjp(inputs: Any, output: Tensor) -> Any:
-    *_, M, _L, dim, index, smoothing, z_loss, scale, softcap = inputs
-    numbers = index, smoothing, z_loss, scale, softcap
-    o = Options(dim, M.dtype, *numbers, predict=False, inplace=False)
-    return CrossEntropyVjpFunction, (o,), output
+    return CrossEntropyVjpFunction, (None, Options.of(*inputs[7:])), output
 
 
 def _linear_cross_entropy(inputs: Any, output: Any) -> Any:
-    *numbers, total, wanted, rows = inputs[5:]
-    o, blocks = last_layer_ops.options(*numbers), last_layer_ops.blocks(total, wanted, rows)
-    loss, M, L, prediction, *products = output
-    products = last_layer_ops.wanted_of(products, wanted)
-    return LinearCrossEntropyFunction, (o, blocks), (loss, M, L, prediction, *products)
+    layer = operators.layer_of(inputs[:5], inputs[5:])
+    products = operators.wanted_of(output[5:], layer.blocks)
+    return LinearCrossEntropyFunction, layer[5:], (*output[:5], *products)
 
 
 def _linear_cross_entropy_vjp(inputs: Any, output: Any) -> Any:
-    *numbers, wanted, rows = inputs[9:]
-    dtype, index, smoothing, z_loss, scale, softcap = numbers
-    o = last_layer_ops.options(dtype, index, smoothing, z_loss, scale, softcap, False)
-    blocks = last_layer_ops.blocks(False, wanted, rows)
-    return LinearCrossEntropyVjpFunction, (None, None, None, o, blocks, False), output
+    layer = operators.layer_of(inputs[:5], inputs[10:])
+    return LinearCrossEntropyVjpFunction, (None, None, None, *layer[5:], False), output
 
 
 def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
@@ -150,7 +140,7 @@ def register() -> None:
     _as_function("cross_entropy_vjp", 7, _cross_entropy_vjp)
     _as_function("total", 1, lambda inputs, output: (Total, (), output))
     _as_function("linear_cross_entropy", 5, _linear_cross_entropy)
-    _as_function("linear_cross_entropy_vjp", 9, _linear_cross_entropy_vjp)
+    _as_function("linear_cross_entropy_vjp", 10, _linear_cross_entropy_vjp)
     _register("contract", _keep, _contract)
     _register("log_softmax_vjp", _keep, _log_softmax_vjp)
     _register("log_softmax_jvp", _keep, _log_softmax_jvp)

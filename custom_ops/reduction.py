@@ -9,7 +9,8 @@ from torch.autograd import Function
 
 from custom_ops import kernels
 from custom_ops.apply import apply, forward_mode_of
-from custom_ops.kernels import Options, eager, targets
+from custom_ops.kernels import Options, eager
+from custom_ops.kernels.eager import targets
 
 __all__ = ["Total", "denominator"]
 
@@ -48,7 +49,7 @@ class Total(Function):
         """Σ_r x_r."""
         return kernels.total(x)
 
-    plain = staticmethod(eager.total)
+    algebra = staticmethod(eager.total)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], _: Tensor) -> None:

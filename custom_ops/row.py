@@ -12,10 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from custom_ops.kernels import Options, eager, targets
+from custom_ops.kernels import Options, eager
+from custom_ops.kernels.eager import targets
 from custom_ops.softmax import contract
 
-__all__ = ["Row", "RowCotangents", "blank_ignored", "ignored_rows"]
+__all__ = ["Row", "Upstream", "blank_ignored", "ignored_rows"]
 
 
 def blank_ignored(input: Tensor, target: Tensor, o: Options) -> Tensor:
@@ -31,6 +32,24 @@ def ignored_rows(target: Tensor, o: Options) -> Tensor | None:
     return targets.ignored_rows(target, o).unsqueeze(o.dim)
 
 
+class Upstream(NamedTuple):
+    """The upstream gradients of ℓ, lse and the entropy, one a row each, or their tangents."""
+
+    g: Tensor | None
+    q: Tensor | None = None
+    e: Tensor | None = None
+
+
+class RowCotangents(NamedTuple):
+    """The gradients of everything that a row's gradient is made of."""
+
+    input: Tensor
+    y: Tensor
+    g: Tensor
+    q: Tensor
+    e: Tensor
+
+
 class Row(NamedTuple):
     """The formulas' letters as plain differentiable algebra, the class dimension kept.
 
@@ -38,13 +57,13 @@ class Row(NamedTuple):
     or multiplied with it passes through `counted` first.
     """
 
-    s: Tensor
-    y: Tensor
+    share: Tensor  #: s of `targets`: the target without class weights
+    y: Tensor  #: ỹ
     p: Tensor
-    surprisal: Tensor  # lse − z_k = −log p_k
+    surprisal: Tensor  #: lse − z_k = −log p_k
     c: Tensor
-    slope: Tensor | float  # z'(x)
-    bend: Tensor | float  # z''(x)
+    slope: Tensor | float  #: z'
+    bend: Tensor | float  #: z''
     ignored: Tensor | None
     o: Options
 
@@ -54,12 +73,13 @@ class Row(NamedTuple):
         ignored = ignored_rows(target, o)
         z, slope, bend = eager.capped(blank_ignored(input, target, o), o)
         M, L = eager.statistics(z, o.dim)
-        s = targets.smoothed(target, z.shape[o.dim], o)
-        y = targets.weighted(s, weight, o)
+        share = targets.smoothed(target, z.shape[o.dim], o)
+        y = targets.weighted(share, weight, o)
         if ignored is not None:
-            y = y.masked_fill(s == 0, 0.0)  # the weight of a class that no label names is not read
+            y = y.masked_fill(share == 0, 0.0)  # the weight of an unnamed class is not read
         c = y.sum(o.dim, keepdim=True) + 2 * o.z_loss * (M + L)
-        return Row(s, y, ((z - M) - L).exp(), (M - z) + L, c, slope, bend, ignored, o)
+        p = ((z - M) - L).exp()
+        return Row(share, y, p, (M - z) + L, c, slope, bend, ignored, o)
 
     def sum(self, x: Tensor) -> Tensor:
         """Σ_k x_k."""
@@ -69,74 +89,86 @@ class Row(NamedTuple):
         """Return x with 0 in the rows that are ignored."""
         return x if self.ignored is None else x.masked_fill(self.ignored, 0.0)
 
-    def upstream(self, x: Tensor | None) -> Tensor:
-        """One number a row; 0 for none, and in a row that is ignored."""
-        if x is None:
-            return torch.zeros_like(self.c)
-        return self.counted(x.to(self.o.dtype).unsqueeze(self.o.dim))
+    def upstream(
+        self, g: Tensor | None, q: Tensor | None = None, e: Tensor | None = None
+    ) -> Upstream:
+        """Return g, q and e, the class dimension kept: 0 in an ignored row, and for g, q of None."""
+        g, q, e = (
+            None if x is None else self.counted(x.to(self.o.dtype).unsqueeze(self.o.dim))
+            for x in (g, q, e)
+        )
+        zero = torch.zeros_like(self.c)
+        return Upstream(zero if g is None else g, zero if q is None else q, e)
 
     def into_logits(self, v: Tensor) -> Tensor:
-        """A tangent or cotangent of x as one of z: z'(x) ⊙ v."""
+        """Return a tangent or cotangent of the input as one of z: z' ⊙ v."""
         return self.slope * self.counted(v.to(self.o.dtype))
 
-    def hessian_product(self, v: Tensor, g: Tensor, h: Tensor) -> Tensor:
-        """∂⟨v, dx⟩/∂x = z' ⊙ (a·J u + 2λ·g·⟨p, u⟩·p) + z'' ⊙ v ⊙ dz, with u = z' ⊙ v."""
+    def dz(self, up: Upstream) -> Tensor:
+        """a·p − g·ỹ + e·∂H/∂z, with a = g·c + q."""
+        assert up.g is not None
+        dz = (up.g * self.c + up.q) * self.p - up.g * self.y
+        return dz if up.e is None else dz + up.e * self.entropy_gradient()
+
+    def entropy_gradient(self) -> Tensor:
+        """∂H/∂z = J (−log p), H = −Σ p log p; a class with p = 0 adds nothing."""
+        surprisal = targets.product(self.p.sign(), self.surprisal)
+        return contract(self.p, surprisal, self.o.dim)
+
+    def gradient(self, up: Upstream) -> Tensor:
+        """z' ⊙ dz."""
+        return self.slope * self.dz(up)
+
+    def hessian_product(self, v: Tensor, up: Upstream) -> Tensor:
+        """∂⟨v, z' ⊙ dz⟩/∂input = z' ⊙ H u + z'' ⊙ v ⊙ dz, with u = z' ⊙ v.
+
+        H u = a·J u + 2λ·g·⟨p, u⟩·p is ∂⟨u, dz⟩/∂z, to which the entropy H adds
+        e·(J u ⊙ (−log p − H − 1) − ⟨u, ∂H/∂z⟩·p).
+        """
+        assert up.g is not None
         u = self.into_logits(v)
-        a = g * self.c + h
-        Hu = a * contract(self.p, u, self.o.dim)
+        Ju = contract(self.p, u, self.o.dim)
+        Hu = (up.g * self.c + up.q) * Ju
         if self.o.z_loss:
-            Hu = Hu + 2 * self.o.z_loss * g * self.sum(self.p * u) * self.p
+            Hu = Hu + 2 * self.o.z_loss * up.g * self.sum(self.p * u) * self.p
+        if up.e is not None:
+            H = self.sum(targets.product(self.p, self.surprisal))
+            bent = targets.product(Ju, self.surprisal - H - 1)
+            Hu = Hu + up.e * (bent - self.sum(u * self.entropy_gradient()) * self.p)
         product = self.slope * Hu
         if self.o.softcap is not None:
-            product = product + self.bend * self.counted(v.to(self.o.dtype)) * (
-                a * self.p - g * self.y
-            )
+            product = product + self.bend * self.counted(v.to(self.o.dtype)) * self.dz(up)
         return product
 
-    def gradient(self, g: Tensor, h: Tensor) -> Tensor:
-        """dx = z' ⊙ (a·p − g·ỹ)."""
-        return self.slope * ((g * self.c + h) * self.p - g * self.y)
-
-    def gradient_vjp(self, v: Tensor, g: Tensor, h: Tensor) -> RowCotangents:
-        """What v, a cotangent of dx, is to x, g, h and ỹ."""
+    def gradient_vjp(self, v: Tensor, up: Upstream) -> RowCotangents:
+        """Return the gradients of ⟨v, z' ⊙ dz⟩."""
         u = self.into_logits(v)
         pu = self.sum(self.p * u)
         d_g = self.c * pu - self.sum(targets.product(self.y, u))
-        return RowCotangents(self.hessian_product(v, g, h), d_g, pu, g * (pu - u))
+        d_e = torch.zeros_like(pu) if up.e is None else self.sum(u * self.entropy_gradient())
+        return RowCotangents(self.hessian_product(v, up), up.g * (pu - u), d_g, pu, d_e)
 
     def gradient_jvp(
-        self,
-        dx: Tensor | None,
-        dy: Tensor | None,
-        g: Tensor,
-        h: Tensor,
-        dg: Tensor | None,
-        dh: Tensor | None,
+        self, input_t: Tensor | None, y_t: Tensor | None, up: Upstream, up_t: Upstream
     ) -> Tensor:
-        """The tangent of dx along those of x, ỹ, g and h."""
-        out = torch.zeros_like(self.p) if dx is None else self.hessian_product(dx, g, h)
-        d_a = self.c * self.upstream(dg) + self.upstream(dh)
-        d_gy = self.upstream(dg) * self.y
-        if dy is not None:
-            d_a, d_gy = d_a + g * self.sum(dy), d_gy + g * dy
-        return out + self.slope * (d_a * self.p - d_gy)
+        """Return the tangent of z' ⊙ dz along those of the input, ỹ, and g, q, e."""
+        out = torch.zeros_like(self.p)
+        if input_t is not None:
+            out = self.hessian_product(input_t, up)
+        dz_t = self.dz(up_t)
+        if y_t is not None:
+            dz_t = dz_t + up.g * (self.sum(y_t) * self.p - y_t)
+        return out + self.slope * dz_t
 
-    def loss_jvp(self, dx: Tensor | None, dy: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The tangents of ℓ and lse along those of x and ỹ, one a row."""
-        d_loss = d_lse = self.sum(torch.zeros_like(self.p))
-        if dx is not None:
-            dz = self.into_logits(dx)
-            d_lse = self.sum(self.p * dz)  # ∂lse/∂z_s = p_s
-            d_loss = self.c * d_lse - self.sum(targets.product(self.y, dz))
-        if dy is not None:
-            d_loss = d_loss + self.sum(targets.product(dy, self.surprisal))
-        return d_loss.squeeze(self.o.dim), d_lse.squeeze(self.o.dim)
-
-
-class RowCotangents(NamedTuple):
-    """What a cotangent of a row's gradient is to everything that the gradient is made of."""
-
-    input: Tensor
-    g: Tensor
-    h: Tensor
-    y: Tensor
+    def loss_jvp(self, input_t: Tensor | None, y_t: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the tangents of ℓ, lse and the entropy along those of the input and ỹ."""
+        loss_t = lse_t = H_t = self.sum(torch.zeros_like(self.p))
+        if input_t is not None:
+            z_t = self.into_logits(input_t)
+            lse_t = self.sum(self.p * z_t)  # ∂lse/∂z_s = p_s
+            loss_t = self.c * lse_t - self.sum(targets.product(self.y, z_t))
+            if self.o.stats:
+                H_t = self.sum(self.entropy_gradient() * z_t)
+        if y_t is not None:
+            loss_t = loss_t + self.sum(targets.product(y_t, self.surprisal))
+        return tuple(t.squeeze(self.o.dim) for t in (loss_t, lse_t, H_t))  # type: ignore[return-value]

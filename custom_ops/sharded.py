@@ -79,8 +79,7 @@ def cross_entropy(
     loss = loss.to(dtype)
     if not stats:
         return loss
-    lse, prediction = (rows.wrap(s, shape, rows.of_rows) for s in stats[0])
-    return loss, type(stats[0])(lse, prediction)
+    return loss, type(stats[0])(*(rows.wrap(t, shape, rows.of_rows) for t in stats[0]))
 
 
 def linear_cross_entropy(
@@ -134,8 +133,7 @@ def linear_cross_entropy(
     loss = loss.to(dtype)
     if not stats:
         return loss
-    lse, prediction = (rows.wrap(s, shape, rows.of_rows) for s in stats[0])
-    return loss, type(stats[0])(lse, prediction)
+    return loss, type(stats[0])(*(rows.wrap(t, shape, rows.of_rows) for t in stats[0]))
 
 
 def _counts(

@@ -16,11 +16,12 @@ from torch import Tensor
 from torch.autograd import Function
 
 from custom_ops import kernels, sharded
-from custom_ops.apply import apply, forward_mode_of, node, set_node_vjp
+from custom_ops.apply import apply, forward_mode_of
 from custom_ops.autocast import autocast_dtype
 from custom_ops.checks import check_dim, check_input, check_vector
 from custom_ops.kernels import eager
 from custom_ops.nested import by_parts, is_foreign_layout
+from custom_ops.node import node, set_vjp
 from custom_ops.surroundings import is_exporting
 
 __all__ = ["contract", "log_softmax", "softmax"]
@@ -124,7 +125,7 @@ class SoftmaxFunction(Function):
     def forward(z: Tensor, dim: int) -> Tensor:
         return kernels.softmax(z, dim)
 
-    plain = staticmethod(eager.softmax)
+    algebra = staticmethod(eager.softmax)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, int], p: Tensor) -> None:
@@ -138,7 +139,7 @@ class SoftmaxFunction(Function):
         return contract(p, v, ctx.dim), None  # ∂C/∂z_s = Σ_k v_k J_ks
 
 
-set_node_vjp("softmax", contract)
+set_vjp("softmax", contract)
 
 
 @forward_mode_of(SoftmaxFunction)
@@ -158,7 +159,7 @@ class LogSoftmaxFunction(Function):
     def forward(z: Tensor, dim: int) -> Tensor:
         return kernels.log_softmax(z, dim)
 
-    plain = staticmethod(eager.log_softmax)
+    algebra = staticmethod(eager.log_softmax)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, int], y: Tensor) -> None:
@@ -172,7 +173,7 @@ class LogSoftmaxFunction(Function):
         return kernels.log_softmax_vjp(y, v, ctx.dim), None  # v_s − p_s Σ_k v_k
 
 
-set_node_vjp("log_softmax", kernels.log_softmax_vjp)
+set_vjp("log_softmax", kernels.log_softmax_vjp)
 
 
 @forward_mode_of(LogSoftmaxFunction)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from custom_ops.kernels import native, triton
+from custom_ops.kernels import cpu, cuda
 
 if not hasattr(F, "linear_cross_entropy"):  # torch 2.11 and 2.12
 
@@ -44,7 +44,7 @@ torch.set_num_threads(1)  # pytest-xdist runs a process a core
 # those of an extra that is not installed.
 collect_ignore = [
     *(["test_cuda.py", "test_cuda_last_layer.py"] * (not torch.cuda.is_available())),
-    *(["test_triton.py", "test_triton_node.py"] * (not triton.interpreted)),
+    *(["test_triton.py", "test_triton_node.py"] * (not cuda.interpreted)),
 ]
 
 #: Tests of tens of seconds, of a kind that the quick run has a smaller one of.
@@ -104,7 +104,7 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(scope="session", autouse=triton.interpreted)
+@pytest.fixture(scope="session", autouse=cuda.interpreted)
 def _interpreter_like_a_device() -> Iterator[None]:
     """Let Triton's interpreter (3.7) round to bfloat16, and launch from several threads.
 
@@ -139,9 +139,9 @@ def _backends() -> list[Any]:
     Triton's interpreter has to be chosen before Triton is imported, so those tests have processes
     of their own. The eager kernels, where the C++ ones are there, are for the exhaustive run.
     """
-    if triton.interpreted:
+    if cuda.interpreted:
         return ["triton"]
-    if native.library is None:
+    if cpu.library is None:
         return ["eager"]
     return ["cpp", pytest.param("eager", marks=pytest.mark.exhaustive)]
 
@@ -149,9 +149,9 @@ def _backends() -> list[Any]:
 @pytest.fixture(scope="module", params=_backends())
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Run a module's tests (`usefixtures`) on the kernels of one kind alone."""
-    others = {"cpp": native, "triton": triton}
-    if request.param == "triton" and triton.library is None:
-        pytest.skip(f"no Triton kernels: {triton.missing}")
+    others = {"cpp": cpu, "triton": cuda}
+    if request.param == "triton" and cuda.library is None:
+        pytest.skip(f"no Triton kernels: {cuda.missing}")
     with pytest.MonkeyPatch.context() as patch:
         for name, kernels in others.items():
             if name != request.param:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from conftest import differentiable
 
 from custom_ops import cross_entropy
-from custom_ops.kernels import Options, eager
+from custom_ops.kernels import Options, Problem, Rows, eager
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -125,11 +125,13 @@ def test_a_bad_label_where_it_cannot_be_read_makes_its_row_nan_and_reads_nothing
 ):
     """What a kernel on another device sees: no exception there, and no read through the label."""
     monkeypatch.setattr(eager, "checked_labels", lambda target, *_: target)
-    o = Options(1, torch.float32, -100, 0.1, 0.0, 1.0, None, False, False)
+    o = Options(1, torch.float32, label_smoothing=0.1)
     x, target = torch.randn(4, 5), torch.tensor([0, 10**12, -7, 2])
-    loss, M, L, _ = eager.cross_entropy(x, target, None, o)
+    problem = Problem(x, target, None, o)
+    loss, M, L, *_ = eager.cross_entropy(problem)
     assert loss.isnan().tolist() == [False, True, True, False]
-    d = eager.cross_entropy_vjp(x, target, torch.ones(5), torch.ones(4), None, M, L, o)
+    problem = problem._replace(weight=torch.ones(5))
+    d = eager.cross_entropy_vjp(problem, Rows(torch.ones(4), None, M, L))
     assert d.isnan().any(1).tolist() == [False, True, True, False]
 
 

@@ -8,9 +8,9 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
 
 from custom_ops import cross_entropy, linear_cross_entropy, log_softmax, softmax
-from custom_ops.kernels import native
+from custom_ops.kernels import cpu
 
-pytestmark = pytest.mark.skipif(native.library is None, reason=f"C++ kernels: {native.missing}")
+pytestmark = pytest.mark.skipif(cpu.library is None, reason=f"C++ kernels: {cpu.missing}")
 
 TARGET, P = torch.arange(6) % 5, torch.full((6, 5), 0.2)
 OPTIONS = {"label_smoothing": 0.1, "z_loss": 0.1, "softcap": 5.0}

@@ -13,12 +13,12 @@ from torch._inductor.utils import run_and_get_code
 
 import custom_ops
 from custom_ops import cross_entropy, log_softmax, softmax
-from custom_ops.kernels import native, triton
+from custom_ops.kernels import cpu, cuda
 
 pytestmark = [
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
-    pytest.mark.skipif(triton.interpreted, reason="TRITON_INTERPRET=1: nothing runs on a device"),
+    pytest.mark.skipif(cuda.interpreted, reason="TRITON_INTERPRET=1: nothing runs on a device"),
 ]
 
 # A tile of several rows, one row, rows in chunks, few long rows; classes in the middle, and those
@@ -43,9 +43,9 @@ def case(shape: tuple[int, ...], dtype: torch.dtype, kind: str = "labels") -> tu
 
 
 def test_triton_answers():
-    assert triton.library is not None, triton.missing
-    assert f"Triton {triton.version} on CUDA" in custom_ops.backend()
-    assert triton.takes(torch.randn(2, 3, device="cuda"))
+    assert cuda.library is not None, cuda.missing
+    assert f"Triton {cuda.version} on CUDA" in custom_ops.backend()
+    assert cuda.takes(torch.randn(2, 3, device="cuda"))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -225,7 +225,7 @@ if {bad}:
     assert ran.returncode == 0, ran.stderr
 
 
-@pytest.mark.skipif(native.library is None, reason=f"no C++ node: {native.missing}")
+@pytest.mark.skipif(cpu.library is None, reason=f"no C++ node: {cpu.missing}")
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 @pytest.mark.parametrize("kind", ["labels", "probabilities"])
 @pytest.mark.parametrize("weighted", [False, True])
@@ -233,8 +233,8 @@ def test_the_node_and_the_function_give_the_same_bits(monkeypatch, weighted, kin
     x, target = (t.cuda() for t in case((300, 10), torch.float32, kind))
     weight = torch.rand(10).cuda() if weighted else None
     results = []
-    for library in (native.library, None):
-        monkeypatch.setattr(native, "library", library)
+    for library in (cpu.library, None):
+        monkeypatch.setattr(cpu, "library", library)
         (leaf,) = differentiable(x)
         loss = cross_entropy(leaf, target, weight, reduction=reduction, label_smoothing=0.1)
         assert ("custom_ops::CrossEntropy" in loss.grad_fn.name()) == (library is not None)

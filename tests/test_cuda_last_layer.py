@@ -6,12 +6,13 @@ from conftest import DTYPES, differentiable, oracle_cross_entropy
 from torch import Tensor
 
 from custom_ops import LinearCrossEntropyLoss, cross_entropy, linear_cross_entropy
-from custom_ops.kernels import last_layer, triton
+from custom_ops.kernels import cuda
+from custom_ops.last_layer import layer as last_layer
 
 pytestmark = [
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
-    pytest.mark.skipif(triton.interpreted, reason="TRITON_INTERPRET=1: nothing runs on a device"),
+    pytest.mark.skipif(cuda.interpreted, reason="TRITON_INTERPRET=1: nothing runs on a device"),
 ]
 
 DEVICE = torch.device("cuda")

@@ -9,20 +9,21 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from custom_ops.kernels import native, triton
+from custom_ops.kernels import cpu, cuda
 
 D = torch.double
-NUMBERS = (-100, 0.1, 0.01, 1.5, 4.0)
+FLAT = (1, D, -100, [0.1, 0.01, 1.5, 4.0])  # dim, dtype, ignore_index and the numbers
+FLOAT = (1, torch.float32, *FLAT[2:])
 LABELS = torch.tensor([1, -100, 3, 0])
 CPP = pytest.param(
-    "custom_ops", marks=pytest.mark.skipif(native.library is None, reason="no C++ kernels")
+    "custom_ops", marks=pytest.mark.skipif(cpu.library is None, reason="no C++ kernels")
 )
 TRITON = pytest.param(
-    "custom_ops_cuda", marks=pytest.mark.skipif(triton.library is None, reason="no Triton")
+    "custom_ops_cuda", marks=pytest.mark.skipif(cuda.library is None, reason="no Triton")
 )
 
 
-@pytest.fixture(params=[TRITON if triton.interpreted else CPP])
+@pytest.fixture(params=[TRITON if cuda.interpreted else CPP])
 def ops(request: pytest.FixtureRequest) -> Any:
     """The operators of one namespace: in Triton's interpreter its own, else those in C++."""
     return getattr(torch.ops, request.param)
@@ -50,10 +51,10 @@ def test_maps(ops: Any, name: str):
 def test_cross_entropy(ops: Any, soft: bool):
     weight = torch.rand(4, dtype=D, requires_grad=True)
 
-    def f(x: Tensor, weight: Tensor, *y: Tensor) -> tuple[Tensor, Tensor]:
+    def f(x: Tensor, weight: Tensor, *y: Tensor) -> tuple[Tensor, ...]:
         target = y[0] if soft else LABELS
-        loss, M, L, _ = ops.cross_entropy(x, target, weight, 1, D, *NUMBERS, True)
-        return loss, M + L  # apart, each is a shift of the other
+        loss, M, L, _, H = ops.cross_entropy(x, target, weight, *FLAT, True)
+        return loss, M + L, H  # M and L apart are each a shift of the other
 
     inputs = (leaf(4, 4), weight, *((torch.rand(4, 4, dtype=D, requires_grad=True),) * soft))
     assert gradcheck(f, inputs)
@@ -64,11 +65,11 @@ def test_cross_entropy(ops: Any, soft: bool):
 def test_the_gradient_of_cross_entropy(ops: Any, soft: bool):
     weight = torch.rand(4, dtype=D, requires_grad=True)
 
-    def f(x: Tensor, weight: Tensor, g: Tensor, h: Tensor, *y: Tensor) -> Tensor:
+    def f(x: Tensor, weight: Tensor, g: Tensor, q: Tensor, *y: Tensor) -> Tensor:
         target = y[0] if soft else LABELS
         given = (t.detach() for t in (x, target, weight))
-        _, M, L, _ = ops.cross_entropy(*given, 1, D, *NUMBERS, False)
-        return ops.cross_entropy_vjp(x, target, weight, g, h, M, L, 1, *NUMBERS)
+        _, M, L, *_ = ops.cross_entropy(*given, *FLAT, False)
+        return ops.cross_entropy_vjp(x, target, weight, g, q, M, L, *FLAT)
 
     inputs = (leaf(4, 4), weight, leaf(4), leaf(4))
     inputs += (torch.rand(4, 4, dtype=D, requires_grad=True),) * soft
@@ -85,9 +86,9 @@ def test_total(ops: Any):
 def test_the_last_layer(wanted: list[int]):
     op = torch.ops.custom_ops.linear_cross_entropy
 
-    def f(x: Tensor, W: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        loss, M, L, *_ = op(x, W, b, LABELS, None, D, *NUMBERS, False, True, wanted, 3)
-        return loss, M + L
+    def f(x: Tensor, W: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+        loss, M, L, _, H, *_ = op(x, W, b, LABELS, None, *FLAT, True, True, wanted, 3)
+        return loss, M + L, H
 
     inputs = (leaf(4, 3), leaf(5, 3), leaf(5))
     assert gradcheck(f, inputs)
@@ -100,19 +101,19 @@ def test_the_gradients_of_the_last_layer():
         torch.ops.custom_ops.linear_cross_entropy_vjp,
     )
 
-    def f(x: Tensor, W: Tensor, b: Tensor, g: Tensor, h: Tensor) -> tuple[Tensor, ...]:
+    def f(x: Tensor, W: Tensor, b: Tensor, g: Tensor, q: Tensor, e: Tensor) -> tuple[Tensor, ...]:
         given = (t.detach() for t in (x, W, b))
-        _, M, L, *_ = op(*given, LABELS, None, D, *NUMBERS, False, True, [0, 0, 0], 3)
-        return vjp(x, W, b, LABELS, None, g, h, M, L, D, *NUMBERS, [1, 1, 1], 3)
+        _, M, L, *_ = op(*given, LABELS, None, *FLAT, False, True, [0, 0, 0], 3)
+        return vjp(x, W, b, LABELS, None, g, q, M, L, e, *FLAT, False, [1, 1, 1], 3)
 
-    assert gradcheck(f, (leaf(4, 3), leaf(5, 3), leaf(5), leaf(4), leaf(4)))
+    assert gradcheck(f, (leaf(4, 3), leaf(5, 3), leaf(5), leaf(4), leaf(4), leaf(4)))
 
 
 def test_a_half_precision_gradient_of_the_last_layer_is_differentiated():
     x, W = (torch.randn(n, 3).bfloat16().requires_grad_() for n in (4, 5))
     op = torch.ops.custom_ops.linear_cross_entropy
-    numbers = (-100, 0.0, 0.0, 1.0, None)
-    loss, *_ = op(x, W, None, LABELS, None, torch.float32, *numbers, False, True, [0, 0, 0], 3)
+    flat = (1, torch.float32, -100, [0.0, 0.0, 1.0, 0.0])
+    loss, *_ = op(x, W, None, LABELS, None, *flat, False, True, [0, 0, 0], 3)
     (d,) = torch.autograd.grad(loss, W, create_graph=True)
     assert d.dtype == torch.bfloat16
     assert torch.autograd.grad(d.float().square().sum(), (x, W))[0].abs().sum() > 0
@@ -120,7 +121,7 @@ def test_a_half_precision_gradient_of_the_last_layer_is_differentiated():
 
 def test_what_works_in_place_refuses_to_be_differentiated(ops: Any):
     x, rows = leaf(4, 4), torch.ones(4, dtype=D)
-    args = (LABELS, None, rows, None, rows, rows, 1, *NUMBERS)
+    args = (LABELS, None, rows, None, rows, rows, *FLAT)
     with pytest.raises(RuntimeError, match="works in place and cannot be differentiated"):
         ops.cross_entropy_vjp_(x * 1, *args)
     with torch.no_grad():
@@ -139,32 +140,32 @@ UNFIT = {
     "softmax over no dimension": ("softmax", (X, -3, True), IndexError),
     "labels of another batch": (
         "cross_entropy",
-        (X, LABELS[:3], None, 1, torch.float32, *NUMBERS, False),
+        (X, LABELS[:3], None, *FLOAT, False),
         ValueError,
     ),
     "weights of other classes": (
         "cross_entropy",
-        (X, LABELS, torch.ones(4), 1, torch.float32, *NUMBERS, False),
+        (X, LABELS, torch.ones(4), *FLOAT, False),
         ValueError,
     ),
     "rows of another batch": (
         "cross_entropy_vjp",
-        (X, LABELS, None, ROWS[:3], None, ROWS, ROWS, 1, *NUMBERS),
+        (X, LABELS, None, ROWS[:3], None, ROWS, ROWS, *FLOAT),
         ValueError,
     ),
     "a maximum of another batch": (
         "cross_entropy_vjp",
-        (X, LABELS, None, ROWS, None, ROWS[:3], ROWS, 1, *NUMBERS),
+        (X, LABELS, None, ROWS, None, ROWS[:3], ROWS, *FLOAT),
         ValueError,
     ),
     "statistics of two types": (
         "cross_entropy_vjp",
-        (X, LABELS, None, ROWS, None, ROWS, ROWS.double(), 1, *NUMBERS),
+        (X, LABELS, None, ROWS, None, ROWS, ROWS.double(), *FLOAT),
         TypeError,
     ),
     "a direction of another shape": (
         "cross_entropy_hvp_",
-        (X.clone(), LABELS, None, X[:3].clone(), ROWS, None, ROWS, ROWS, *NUMBERS[:3]),
+        (X.clone(), LABELS, None, X[:3].clone(), ROWS, None, ROWS, ROWS, *FLOAT),
         ValueError,
     ),
 }
@@ -179,7 +180,7 @@ def test_what_does_not_fit_is_refused(ops: Any, case: str):
 
 def test_a_last_layer_that_does_not_fit_is_refused():
     op = torch.ops.custom_ops.linear_cross_entropy
-    rest = (None, LABELS, None, torch.float32, *NUMBERS, False, True, [0, 0, 0], None)
+    rest = (None, LABELS, None, *FLOAT, False, True, [0, 0, 0], None)
     with pytest.raises(ValueError, match=r"got shapes \(4, 5\) and \(3, 4\)"):
         op(X, torch.ones(3, 4), *rest)
     with pytest.raises(ValueError, match=r"target must have shape \(3,\), got \(4,\)"):

@@ -21,7 +21,7 @@ import torch
 
 import custom_ops
 from custom_ops import softmax
-from custom_ops.kernels import built, native, warning
+from custom_ops.kernels import built, cpu, warning
 
 ROOT = Path(__file__).parent.parent
 HERE = torch.__version__.partition("+")[0]
@@ -79,8 +79,8 @@ def test_without_a_library_the_reason_and_the_command_are_kept(written, unusable
 
 def test_a_library_for_another_torch_is_not_opened(monkeypatch):
     monkeypatch.setattr(built, "read", lambda: record(torch="2.0.0"))
-    monkeypatch.setattr(native.importlib, "import_module", lambda name: pytest.fail(name))
-    library, missing, warns = native._load()
+    monkeypatch.setattr(cpu.importlib, "import_module", lambda name: pytest.fail(name))
+    library, missing, warns = cpu._load()
     assert library is None
     assert missing.startswith(f"built for torch 2.0.0, this is {HERE}: reinstall with")
     assert warns == f"no C++ kernels: {missing}"
@@ -91,9 +91,9 @@ def test_a_library_that_cannot_be_opened_is_left_out(monkeypatch):
         raise ImportError("libtorch.so: undefined symbol")
 
     monkeypatch.setattr(built, "read", lambda: record(libraries={"_cpu_avx2": ""}))
-    monkeypatch.setattr(native, "capability", "AVX2")
-    monkeypatch.setattr(native.importlib, "import_module", fail)
-    library, missing, _ = native._load()
+    monkeypatch.setattr(cpu, "capability", "AVX2")
+    monkeypatch.setattr(cpu.importlib, "import_module", fail)
+    library, missing, _ = cpu._load()
     assert library is None
     assert missing.startswith("they cannot be loaded (libtorch.so: undefined symbol): reinstall")
 
@@ -101,9 +101,9 @@ def test_a_library_that_cannot_be_opened_is_left_out(monkeypatch):
 @pytest.fixture
 def kernels_of_another_torch(monkeypatch) -> str:
     missing = f"built for torch 2.0.0, this is {HERE}"
-    monkeypatch.setattr(native, "library", None)
-    monkeypatch.setattr(native, "missing", missing)
-    monkeypatch.setattr(native, "_warning", f"no C++ kernels: {missing}")
+    monkeypatch.setattr(cpu, "library", None)
+    monkeypatch.setattr(cpu, "missing", missing)
+    monkeypatch.setattr(cpu, "_warning", f"no C++ kernels: {missing}")
     monkeypatch.setattr(warning, "_told", set())
     return missing
 
@@ -325,11 +325,11 @@ def test_the_sdist_installs_without_torch(sources, tmp_path: Path):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.skipif(native.library is None, reason=f"C++ kernels: {native.missing}")
+@pytest.mark.skipif(cpu.library is None, reason=f"C++ kernels: {cpu.missing}")
 def test_the_sdist_installs_beside_torch_with_its_kernels(sources, tmp_path: Path):
     sdist = sources.hook("build_sdist", tmp_path / "dist")
     install(sdist, tmp_path / "target")
-    assert report(tmp_path / "target").startswith(f"C++ ({native.capability}) on the CPU; eager")
+    assert report(tmp_path / "target").startswith(f"C++ ({cpu.capability}) on the CPU; eager")
     record = tmp_path / "target" / "custom_ops" / "kernels" / "built.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"torch": "2.0.0"}))
     assert f"built for torch 2.0.0, this is {HERE}: {REINSTALL}" in report(tmp_path / "target")

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import custom_ops
 from custom_ops import kernels
-from custom_ops.kernels import eager, labels, native, triton, warning
+from custom_ops.kernels import cpu, cuda, eager, labels, warning
 
 PLAIN = "eager: plain ATen operators"
 
@@ -23,17 +23,17 @@ class Kernels:
 
 @pytest.fixture(params=[False, True], ids=["", "C++"])
 def cpp(request, monkeypatch) -> bool:
-    monkeypatch.setattr(native, "library", Kernels if request.param else None)
-    monkeypatch.setattr(native, "missing", "they were not built")
-    monkeypatch.setattr(native, "capability", "AVX512")
-    monkeypatch.setattr(triton, "_tried", True)
+    monkeypatch.setattr(cpu, "library", Kernels if request.param else None)
+    monkeypatch.setattr(cpu, "missing", "they were not built")
+    monkeypatch.setattr(cpu, "capability", "AVX512")
+    monkeypatch.setattr(cuda, "_tried", True)
     return request.param
 
 
 def test_the_report_names_triton_where_it_runs(monkeypatch, cpp):
-    monkeypatch.setattr(triton, "library", Kernels)
-    monkeypatch.setattr(triton, "version", "3.7.1")
-    monkeypatch.setattr(triton, "where", "on CUDA")
+    monkeypatch.setattr(cuda, "library", Kernels)
+    monkeypatch.setattr(cuda, "version", "3.7.1")
+    monkeypatch.setattr(cuda, "where", "on CUDA")
     assert custom_ops.backend() == (
         f"C++ (AVX512) on the CPU; Triton 3.7.1 on CUDA; {PLAIN}, elsewhere"
         if cpp
@@ -42,8 +42,8 @@ def test_the_report_names_triton_where_it_runs(monkeypatch, cpp):
 
 
 def test_the_report_says_why_a_cuda_device_goes_without(monkeypatch, cpp):
-    monkeypatch.setattr(triton, "library", None)
-    monkeypatch.setattr(triton, "missing", "Triton is not installed")
+    monkeypatch.setattr(cuda, "library", None)
+    monkeypatch.setattr(cuda, "missing", "Triton is not installed")
     assert custom_ops.backend() == (
         f"C++ (AVX512) on the CPU; {PLAIN}, elsewhere; no Triton kernels: Triton is not installed"
         if cpp
@@ -53,8 +53,8 @@ def test_the_report_says_why_a_cuda_device_goes_without(monkeypatch, cpp):
 
 
 def test_the_report_does_not_speak_of_triton_where_there_is_no_device(monkeypatch, cpp):
-    monkeypatch.setattr(triton, "library", None)
-    monkeypatch.setattr(triton, "missing", "")
+    monkeypatch.setattr(cuda, "library", None)
+    monkeypatch.setattr(cuda, "missing", "")
     assert "Triton" not in custom_ops.backend()
 
 
@@ -62,7 +62,7 @@ def test_without_triton_a_device_has_the_eager_kernels_and_no_error(monkeypatch)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setitem(sys.modules, "triton", None)  # importing it is an ImportError
-    assert triton._load() == (None, "", "Triton is not installed")
+    assert cuda._load() == (None, "", "Triton is not installed")
 
 
 @pytest.fixture
@@ -70,17 +70,15 @@ def device(monkeypatch) -> Callable[..., None]:
     """Play a CUDA device on which Triton's first launch does what is given."""
 
     def play(launch_nothing: Callable[[], None]) -> None:
-        library = types.SimpleNamespace(
-            launch_nothing=launch_nothing, FEW=0, forward=None, backward=None
-        )
-        monkeypatch.setattr(triton, "library", library)
-        monkeypatch.setattr(triton, "_tried", False)
-        monkeypatch.setattr(native, "library", None)
+        library = types.SimpleNamespace(launch_nothing=launch_nothing, direct=None)
+        monkeypatch.setattr(cuda, "library", library)
+        monkeypatch.setattr(cuda, "_tried", False)
+        monkeypatch.setattr(cpu, "library", None)
         for name in ("missing", "_warning"):
-            monkeypatch.setattr(triton, name, "")
+            monkeypatch.setattr(cuda, name, "")
 
-    monkeypatch.setattr(triton, "device", "cuda")
-    monkeypatch.setattr(triton, "is_plain", lambda t, device: True)
+    monkeypatch.setattr(cuda, "device", "cuda")
+    monkeypatch.setattr(cuda, "is_plain", lambda t, device: True)
     monkeypatch.setattr(warning, "_told", set())
     return play
 
@@ -92,7 +90,7 @@ def fail() -> None:
 def test_triton_that_cannot_run_warns_once_and_leaves_the_eager_kernels(device, recwarn):
     device(fail)
     why = "Triton cannot run here (RuntimeError: Failed to find C compiler)"
-    assert [triton.takes(torch.zeros(1)) for _ in range(3)] == [False] * 3
+    assert [cuda.takes(torch.zeros(1)) for _ in range(3)] == [False] * 3
     assert [str(w.message) for w in recwarn] == [
         f"custom_ops uses plain ATen operators: no Triton kernels: {why}"
     ]
@@ -102,7 +100,7 @@ def test_triton_that_cannot_run_warns_once_and_leaves_the_eager_kernels(device, 
 def test_triton_is_tried_once(device, recwarn):
     tried = []
     device(lambda: tried.append(1))
-    assert [triton.takes(torch.zeros(1)) for _ in range(3)] == [True] * 3
+    assert [cuda.takes(torch.zeros(1)) for _ in range(3)] == [True] * 3
     assert tried == [1]
     assert not recwarn
 
@@ -120,11 +118,11 @@ def test_triton_that_raises_when_it_is_imported_is_left_out(monkeypatch, tmp_pat
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     for name in [name for name in sys.modules if name.partition(".")[0] == "triton"]:
         monkeypatch.delitem(sys.modules, name)
-    assert triton._load() == (None, "", f"Triton cannot be imported ({error}: 7)")
+    assert cuda._load() == (None, "", f"Triton cannot be imported ({error}: 7)")
 
 
 def test_triton_is_not_imported_where_it_has_no_device():
-    if triton.interpreted or torch.cuda.is_available():
+    if cuda.interpreted or torch.cuda.is_available():
         pytest.skip("Triton runs here")
     code = "import sys, custom_ops; print(custom_ops.backend(), 'triton' in sys.modules)"
     result = subprocess.run(
@@ -159,10 +157,10 @@ def test_a_map_of_two_shapes_or_dtypes_goes_to_the_eager_kernels():
 def test_labels_on_a_cuda_device_are_handed_to_the_kernel_that_writes_bad_ones_down(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        triton, "library", types.SimpleNamespace(report=lambda *args: seen.append(args[1:]))
+        cuda, "library", types.SimpleNamespace(report=lambda *args: seen.append(args[1:]))
     )
-    monkeypatch.setattr(triton, "_tried", True)
+    monkeypatch.setattr(cuda, "_tried", True)
     with FakeTensorMode():
-        labels._report(torch.empty(3, dtype=torch.int64, device="cuda"), 10, -100)
-        labels._report(torch.empty(3, dtype=torch.int64), 10, -100)  # checked on the spot
+        for device in ("cuda", "cpu"):  # on the latter they are checked on the spot
+            labels._report(torch.empty(3, dtype=torch.int64, device=device), 10, -100)
     assert seen == [(10, -100)]

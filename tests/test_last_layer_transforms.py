@@ -192,18 +192,16 @@ def test_fake_and_meta_tensors_have_the_shapes():
 
 def test_a_custom_operator_passes_torchs_opcheck(tensors):
     x, W = (s.float() for s in tensors)
-    numbers = torch.float32, -100, 0.1, 0.2, 1.0, None
+    flat = 1, torch.float32, -100, [0.1, 0.2, 1.0, 0.0]
     op = torch.ops.custom_ops.linear_cross_entropy
     for wanted in ([False] * 3, [True] * 3):
         torch.library.opcheck(
-            op, (x, W, torch.randn(4), LABELS, None, *numbers, True, True, wanted, 3)
+            op, (x, W, torch.randn(4), LABELS, None, *flat, True, True, wanted, 3)
         )
     leaves = differentiable(x, W)
-    torch.library.opcheck(
-        op, (*leaves, None, LABELS, None, *numbers, False, True, [False] * 3, None)
-    )
-    rows = [torch.randn(4) for _ in range(4)]
+    torch.library.opcheck(op, (*leaves, None, LABELS, None, *flat, False, True, [False] * 3, None))
+    rows = [torch.randn(4) for _ in range(5)]
     torch.library.opcheck(
         torch.ops.custom_ops.linear_cross_entropy_vjp,
-        (x, W, None, LABELS, None, *rows, *numbers, [True, True, False], None),
+        (x, W, None, LABELS, None, *rows, *flat, False, [True, True, False], None),
     )

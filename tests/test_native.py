@@ -17,13 +17,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import custom_ops
 from custom_ops import cross_entropy, log_softmax, softmax
-from custom_ops.kernels import Options, built, eager, native
+from custom_ops.kernels import Options, Problem, Rows, built, cpu, eager
+from custom_ops.last_layer import products
 from custom_ops.row import Row
 
-pytestmark = pytest.mark.skipif(native.library is None, reason=f"C++ kernels: {native.missing}")
+pytestmark = pytest.mark.skipif(cpu.library is None, reason=f"C++ kernels: {cpu.missing}")
 
 ops = torch.ops.custom_ops
-NUMBERS = (-100, 0.1, 0.01, 1.5, 4.0)
+NUMBERS = (-100, [0.1, 0.01, 1.5, 4.0])
 LAYOUTS = {
     "rows": ((5, 40), 1),
     "few classes": ((5, 7), 1),
@@ -61,12 +62,12 @@ def test_opcheck(shape: tuple[int, ...], dim: int, dtype: torch.dtype):
     if dtype != torch.bfloat16:  # sums are of float32 or float64
         opcheck(ops.total.default, (x,))
     for soft in (False, True):
-        x, target, weight, g, h = inputs(shape, dim, dtype=dtype, soft=soft)
-        for predict in (False, True):
-            args = (x, target, weight, dim, native_dtype(dtype), *NUMBERS, predict)
+        x, target, weight, g, q = inputs(shape, dim, dtype=dtype, soft=soft)
+        for stats in (False, True):
+            args = (x, target, weight, dim, native_dtype(dtype), *NUMBERS, stats)
             opcheck(ops.cross_entropy.default, args)
-        _, M, L, _ = ops.cross_entropy(*args)
-        args = (x, target, weight, g, h, M, L, dim, *NUMBERS)
+        _, M, L, *_ = ops.cross_entropy(*args)
+        args = (x, target, weight, g, q, M, L, dim, M.dtype, *NUMBERS)
         opcheck(ops.cross_entropy_vjp.default, args)
         opcheck(ops.cross_entropy_vjp_.default, args)
 
@@ -75,22 +76,23 @@ def test_opcheck(shape: tuple[int, ...], dim: int, dtype: torch.dtype):
 @pytest.mark.parametrize("soft", [False, True])
 def test_classes_that_come_in_runs_have_one_maximum_and_one_sum(soft: bool, dtype: torch.dtype):
     """70 classes in the middle are three runs; what is extreme lies in one of them or in all."""
-    x, target, weight, g, h = inputs((2, 70, 131), 1, dtype=dtype, soft=soft)
+    x, target, weight, g, q = inputs((2, 70, 131), 1, dtype=dtype, soft=soft)
     x[:, :32, 0] = x[:, 32:64, 1] = x[:, 64:, 2] = x[:, :, 3] = -torch.inf
     x[:, 40, 4], x[:, 69, 5], x[:, 40, 6] = 60.0, torch.inf, torch.nan
     if not soft:
         target[:, 7] = -100
-    o = Options(1, torch.float64, *NUMBERS, True, False)
-    exact = x.double(), target.double() if soft else target, weight.double()
-    loss, M, L, prediction = eager.cross_entropy(*exact, o)
-    want = eager.cross_entropy_vjp(*exact, g.double(), h.double(), M, L, o)
+    o = Options.of(1, torch.float64, *NUMBERS, stats=True)
+    exact = Problem(x.double(), target.double() if soft else target, weight.double(), o)
+    loss, M, L, prediction, entropy = eager.cross_entropy(exact)
+    want = eager.cross_entropy_vjp(exact, Rows(g.double(), q.double(), M, L))
     args = x, target, weight
     found = ops.cross_entropy(*args, 1, native_dtype(dtype), *NUMBERS, True)
     close = partial(torch.testing.assert_close, equal_nan=True, rtol=1e-5, atol=1e-5)
     close(found[0].double(), loss)
     close((found[1] + found[2]).double(), M + L)
     assert torch.equal(found[3], prediction)
-    dx = ops.cross_entropy_vjp(*args, g, h, found[1], found[2], 1, *NUMBERS)
+    close(found[4].double(), entropy)
+    dx = ops.cross_entropy_vjp(*args, g, q, *found[1:3], 1, native_dtype(dtype), *NUMBERS)
     rounding = {"rtol": 1e-2, "atol": 1e-3} if dtype == torch.bfloat16 else {}
     close(dx.double(), want, **rounding)
     for log in (False, True):
@@ -101,10 +103,10 @@ def test_classes_that_come_in_runs_have_one_maximum_and_one_sum(soft: bool, dtyp
 
 @pytest.mark.parametrize("soft", [False, True])
 def test_opcheck_of_the_hessian_product(soft: bool):
-    z, target, weight, g, h = inputs((6, 40), 1, dtype=torch.float32, soft=soft)
-    numbers = (-100, 0.1, 0.2)
-    _, M, L, _ = ops.cross_entropy(z, target, weight, 1, torch.float32, *numbers, 1.0, None, False)
-    args = (z, target, weight, torch.randn(6, 40), g, h, M, L, *numbers)
+    z, target, weight, g, q = inputs((6, 40), 1, dtype=torch.float32, soft=soft)
+    flat = (1, torch.float32, -100, [0.1, 0.2, 1.0, 0.0])
+    _, M, L, *_ = ops.cross_entropy(z, target, weight, *flat, False)
+    args = (z, target, weight, torch.randn(6, 40), g, q, M, L, *flat)
     opcheck(ops.cross_entropy_hvp_.default, args)
 
 
@@ -113,23 +115,21 @@ def test_opcheck_of_the_hessian_product(soft: bool):
 @pytest.mark.parametrize("shape", [(6, 5), (9, 40), (3, 3000)])
 def test_the_hessian_product_is_the_derivative_of_the_gradient(shape, soft, dtype):
     """Beside autograd through the float64 formulas of a row."""
-    z, target, weight, g, h = inputs(shape, 1, dtype=dtype, soft=soft)
+    z, target, weight, g, q = inputs(shape, 1, dtype=dtype, soft=soft)
     u = torch.randn(shape).to(dtype)
-    numbers = (-100, 0.1, 0.2)
-    _, M, L, _ = ops.cross_entropy(
-        z, target, weight, 1, native_dtype(dtype), *numbers, 1.0, None, False
-    )
-    exact = [t.double().clone().requires_grad_() for t in (z, g, h)]
-    o = Options(1, torch.float64, *numbers, 1.0, None, False, False)
+    flat = (1, native_dtype(dtype), -100, [0.1, 0.2, 1.0, 0.0])
+    _, M, L, *_ = ops.cross_entropy(z, target, weight, *flat, False)
+    exact = [t.double().clone().requires_grad_() for t in (z, g, q)]
+    o = Options(1, torch.float64, label_smoothing=0.1, z_loss=0.2)
     r = Row.of(exact[0], target.double() if soft else target, weight.double(), o)
-    dz = r.gradient(r.upstream(exact[1]), r.upstream(exact[2]))
+    dz = r.gradient(r.upstream(*exact[1:]))
     wants = torch.autograd.grad(dz, exact, u.double())
     place, change = z.clone(), u.clone()
-    d_g, d_h = ops.cross_entropy_hvp_(place, target, weight, change, g, h, M, L, *numbers)
+    d_g, d_q = ops.cross_entropy_hvp_(place, target, weight, change, g, q, M, L, *flat)
     # results of several terms, each with the rounding of M, L or of a logit
     half = dtype == torch.bfloat16
     tolerance = {"rtol": 1.6e-2, "atol": 1e-2} if half else {"rtol": 1e-5, "atol": 1e-5}
-    for got, want in zip((place, change, d_g, d_h), (dz, *wants), strict=True):
+    for got, want in zip((place, change, d_g, d_q), (dz, *wants), strict=True):
         torch.testing.assert_close(got.double(), want.detach().double(), **tolerance)
 
 
@@ -138,12 +138,12 @@ def test_the_hessian_product_is_the_derivative_of_the_gradient(shape, soft, dtyp
     [(1, 1, 1), (3, 5, 7), (7, 37, 65), (9, 4, 48), (130, 100, 130)],
 )
 def test_products_of_bfloat16_are_added_up_in_float32(rows: int, classes: int, features: int):
-    if not native.library.has_bf16_products:
+    if not cpu.library.has_bf16_products:
         pytest.skip("this processor multiplies no bfloat16")
     dz, x = torch.randn(rows, classes).bfloat16(), torch.randn(rows, features).bfloat16()
     total = torch.randn(classes, features)
     want = total.double() + dz.double().T @ x.double()
-    assert native.add_product_(total, dz, x)
+    assert products._add_product_of_bf16_(total, dz, x)
     torch.testing.assert_close(total.double(), want, rtol=1e-5, atol=1e-5)
 
 
@@ -256,8 +256,8 @@ LEFT_TO_PYTHON = [
 
 @pytest.mark.parametrize(("name", "value"), LEFT_TO_PYTHON)
 def test_the_node_leaves_what_is_wrong_or_rare_to_python(name, value):
-    assert native.library.cross_entropy(*ARGUMENTS.values()) is not None
-    assert native.library.cross_entropy(*(ARGUMENTS | {name: value}).values()) is None
+    assert cpu.library.cross_entropy(*ARGUMENTS.values()) is not None
+    assert cpu.library.cross_entropy(*(ARGUMENTS | {name: value}).values()) is None
 
 
 def test_the_node_leaves_what_does_not_go_together_to_python():
@@ -269,12 +269,12 @@ def test_the_node_leaves_what_does_not_go_together_to_python():
         {"target": torch.rand(3, 5).requires_grad_()},
         {"weight": torch.rand(5).requires_grad_()},
     ):
-        assert native.library.cross_entropy(*(ARGUMENTS | together).values()) is None
+        assert cpu.library.cross_entropy(*(ARGUMENTS | together).values()) is None
     with torch.autocast("cpu"):  # the logits count as float32, and these are yet to be widened
         half = {"input": X.bfloat16(), "target": torch.rand(3, 5).bfloat16()}
-        assert native.library.cross_entropy(*(ARGUMENTS | half).values()) is None
+        assert cpu.library.cross_entropy(*(ARGUMENTS | half).values()) is None
         half = {"input": X.bfloat16(), "weight": torch.rand(5).bfloat16()}
-        assert native.library.cross_entropy(*(ARGUMENTS | half).values()) is None
+        assert cpu.library.cross_entropy(*(ARGUMENTS | half).values()) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -445,8 +445,8 @@ def test_every_vector_set_of_an_older_processor(capability: str):
 
 
 def test_without_the_library_the_report_says_why(monkeypatch):
-    monkeypatch.setattr(native, "library", None)
-    monkeypatch.setattr(native, "missing", "they were not built")
+    monkeypatch.setattr(cpu, "library", None)
+    monkeypatch.setattr(cpu, "missing", "they were not built")
     assert custom_ops.backend() == (
         "eager: plain ATen operators, on every device; no C++ kernels: they were not built"
     )

@@ -13,22 +13,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from custom_ops import kernels, linear_cross_entropy
-from custom_ops.kernels import Options, last_layer, products
-from custom_ops.kernels.last_layer import Blocks, Products
+from custom_ops.kernels import Options, Rows
+from custom_ops.last_layer import loop, products
+from custom_ops.last_layer.layer import Blocks, Layer, Products
 
 WIDE = torch.ops.aten.addmm.dtype_out
 N, D, C, ROWS = 50, 3, 30, 10
-OPTIONS = Options(
-    dim=1,
-    dtype=torch.float32,
-    ignore_index=-100,
-    label_smoothing=0.0,
-    z_loss=0.0,
-    logit_scale=1.0,
-    softcap=None,
-    predict=False,
-    inplace=False,
-)
+OPTIONS = Options(dim=1, dtype=torch.float32)
 
 
 class Watching(TorchDispatchMode):
@@ -94,7 +85,7 @@ def first_and_more(of_a_block: list[tuple]) -> list[tuple]:
 def test_a_gpu_adds_up_dx_and_dw_in_float32_from_half_precision_factors(fake):
     watching, x, W, b, t = fake
     blocks = Blocks(True, (True, True, True), ROWS)
-    found = last_layer.linear_cross_entropy(x, W, b, t, None, OPTIONS, blocks)
+    found = loop.forward(Layer(x, W, b, t, None, OPTIONS, blocks))
     assert watching.wide == first_and_more([((ROWS, D), 0), ((C, D), 1)])
     assert all(p.dtype == torch.float32 and p.device.type == "meta" for p in found.products)
     assert not watching.converted & FLOAT32_FACTORS
@@ -104,7 +95,7 @@ def test_a_backward_of_its_own_does_the_same(fake):
     watching, x, W, b, t = fake
     rows = torch.empty(N, device="meta")
     blocks = Blocks(False, (True, True, False), ROWS)
-    last_layer.linear_cross_entropy_vjp(x, W, b, t, None, rows, rows, rows, rows, OPTIONS, blocks)
+    loop.backward(Layer(x, W, b, t, None, OPTIONS, blocks), Rows(rows, rows, rows, rows))
     assert watching.wide == first_and_more([((ROWS, D), 0), ((C, D), 1)])
     assert not watching.converted & FLOAT32_FACTORS
 
@@ -116,19 +107,18 @@ def test_no_operator_of_the_loop_waits_for_a_gpu(fake, soft, weighted):
     weight = torch.empty(C, device="meta") if weighted else None
     t = torch.empty(N, C, dtype=x.dtype, device="meta") if soft else t
     blocks = Blocks(True, (True, True, True), ROWS)
-    found = last_layer.linear_cross_entropy(x, W, b, t, weight, OPTIONS, blocks)
-    arguments = (x, W, b, t, weight, found.M, None, found.M, found.L, OPTIONS, blocks)
-    last_layer.linear_cross_entropy_vjp(*arguments)
+    layer = Layer(x, W, b, t, weight, OPTIONS, blocks)
+    _, M, L, *_ = loop.forward(layer).found
+    loop.backward(layer, Rows(M, None, M, L))
     assert not watching.names & WAITING
 
 
 def test_a_gpus_blocks_are_large_enough_for_its_matrix_units():
     with FakeTensorMode():
         x = torch.empty(8192, 4096, dtype=torch.bfloat16, device="cuda")
-        assert Blocks(True, (True,) * 3, None).of(x, 128_256 * 2) == 2048
-        assert Blocks(True, (True,) * 3, None).of(x, 10**6 * 4) == 256
-    blocks = Blocks(True, (True,) * 3, None)
-    assert blocks.of(torch.empty(8192, 1, dtype=torch.bfloat16), 128_256 * 2) < 256
+        assert Blocks().size(x, 128_256 * 2) == 2048
+        assert Blocks().size(x, 10**6 * 4) == 256
+    assert Blocks().size(torch.empty(8192, 1, dtype=torch.bfloat16), 128_256 * 2) < 256
 
 
 # What comes out
@@ -197,27 +187,26 @@ def test_the_gradients_are_those_of_float64(emulated, memory_full_of_nan, tensor
 def test_a_gradient_is_narrowed_as_it_is_scaled_and_the_sum_is_left(emulated, half):
     product, g = torch.randn(C, D), torch.tensor(0.3)
     before = product.clone()
-    assert torch.equal(kernels.scaled(product, g, half, True), (before * g).to(half))
+    assert torch.equal(products.scaled(product, g, half, True), (before * g).to(half))
     assert torch.equal(product, before)
 
 
 def test_dx_is_not_rounded_before_it_meets_the_upstream_gradient(emulated, half):
     dz, W = torch.randn(7, C).to(half), torch.randn(C, D).to(half)
     out = torch.full((7, D), torch.nan)
-    kernels.put_product_(out, dz, W, 0)
+    products.put_product_(out, dz, W, 0)
     torch.testing.assert_close(out, (dz.double() @ W.double()).float(), rtol=1e-6, atol=1e-6)
-    kernels.put_product_(out, dz, W, 1)
+    products.put_product_(out, dz, W, 1)
     torch.testing.assert_close(out, 2 * (dz.double() @ W.double()).float(), rtol=1e-6, atol=1e-6)
 
 
 def test_a_hessian_product_takes_the_same_road(fake, monkeypatch):
     watching, x, W, b, t = fake
-    monkeypatch.setattr(kernels, "cross_entropy_hvp_", lambda *args: (args[6], args[7]))
+    monkeypatch.setattr(kernels, "cross_entropy_hvp_", lambda problem, u, rows: (rows.M, rows.L))
     rows = torch.empty(N, device="meta")
     v = Products(x, W, b)
     blocks = Blocks(False, (True, True, True), ROWS)
-    last_layer.linear_cross_entropy_hvp(
-        x, W, b, t, None, rows, None, rows, rows, v, OPTIONS, blocks
-    )
+    layer = Layer(x, W, b, t, None, OPTIONS, blocks)
+    loop.hvp(layer, Rows(rows, None, rows, rows), v)
     of_a_block = [((ROWS, D), 0), ((ROWS, D), 1), ((C, D), 1)]
     assert watching.wide == first_and_more(of_a_block)

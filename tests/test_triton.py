@@ -12,12 +12,12 @@ from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import custom_ops
-from custom_ops.kernels import Options, eager, native, triton
+from custom_ops.kernels import Options, Problem, Rows, cpu, cuda, eager
 from custom_ops.row import Row
 
 pytestmark = [
-    pytest.mark.skipif(not triton.interpreted, reason="TRITON_INTERPRET=1 is not set"),
-    pytest.mark.skipif(triton.library is None, reason=f"no Triton kernels: {triton.missing}"),
+    pytest.mark.skipif(not cuda.interpreted, reason="TRITON_INTERPRET=1 is not set"),
+    pytest.mark.skipif(cuda.library is None, reason=f"no Triton kernels: {cuda.missing}"),
     pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning"),  # numpy's, at 1e38
 ]
 
@@ -47,7 +47,7 @@ PATHS = ("ten classes", "chunks", "classes in the middle, in chunks")
 
 @pytest.fixture(autouse=True)
 def only_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "library", None)
+    monkeypatch.setattr(cpu, "library", None)
 
 
 @pytest.fixture(params=SHAPES)
@@ -67,15 +67,15 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 def test_softmax_and_its_maps(shape_dim, dtype):
     shape, dim = shape_dim
     z, v = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
-    assert triton.takes(z, v)
+    assert cuda.takes(z, v)
     for op in ("softmax", "log_softmax"):
-        assert_close(getattr(triton, op)(z, dim), getattr(eager, op)(z, dim))
+        assert_close(getattr(cuda.kernels, op)(z, dim), getattr(eager, op)(z, dim))
     for op, p in (
         ("contract", eager.softmax(z, dim)),
         ("log_softmax_vjp", eager.log_softmax(z, dim)),
         ("log_softmax_jvp", eager.log_softmax(z, dim)),
     ):
-        assert_close(getattr(triton, op)(p, v, dim), getattr(eager, op)(p, v, dim))
+        assert_close(getattr(cuda.kernels, op)(p, v, dim), getattr(eager, op)(p, v, dim))
 
 
 DEFAULTS = {
@@ -99,7 +99,7 @@ OPTIONS = {
 
 def options(name: str, dim: int, dtype: torch.dtype) -> Options:
     numbers = {**DEFAULTS, **OPTIONS[name]}
-    return Options(dim=dim, dtype=accumulator(dtype), predict=True, inplace=False, **numbers)
+    return Options(dim=dim, dtype=accumulator(dtype), stats=True, **numbers)
 
 
 def case(shape, dim, o: Options, dtype: torch.dtype, soft: bool, weighted: bool) -> tuple:
@@ -115,19 +115,21 @@ def case(shape, dim, o: Options, dtype: torch.dtype, soft: bool, weighted: bool)
 
 def check_cross_entropy(x: Tensor, target: Tensor, weight: Tensor | None, o: Options) -> None:
     """Both directions, with upstream gradients of every kind."""
-    assert triton.takes(x, target, weight)
-    got, want = (k.cross_entropy(x, target, weight, o) for k in (triton, eager))
+    assert cuda.takes(x, target, weight)
+    got, want = (k.cross_entropy(Problem(x, target, weight, o)) for k in (cuda.kernels, eager))
     assert_close(got, want)
-    _, M, L, _ = want
+    _, M, L, *_ = want
     g, h = torch.randn_like(M), torch.randn_like(M)
     one = torch.tensor(0.7, dtype=M.dtype).expand(M.shape)
     for upstream in ((g, None), (g, h), (one, None)):
-        arguments = (x, target, weight, *upstream, M, L, o)
+        arguments = Problem(x, target, weight, o), Rows(*upstream, M, L)
         want = eager.cross_entropy_vjp(*arguments)
-        assert_close(triton.cross_entropy_vjp(*arguments), want)
+        assert_close(cuda.kernels.cross_entropy_vjp(*arguments), want)
     logits = x.clone()
     version = logits._version
-    gradient = triton.cross_entropy_vjp_(logits, target, weight, one, None, M, L, o)
+    gradient = cuda.kernels.cross_entropy_vjp_(
+        Problem(logits, target, weight, o), Rows(one, None, M, L)
+    )
     assert_close(logits, want)
     assert gradient.data_ptr() == logits.data_ptr()
     assert logits._version > version
@@ -168,8 +170,10 @@ def test_the_cap_is_as_exact_as_torchs_tanh(dtype):
     """Of one class the maximum is the capped logit itself."""
     x = torch.cat([torch.logspace(-9, 2, 200), torch.linspace(0.5, 0.7, 100), torch.tensor([INF])])
     x = torch.cat([x, -x]).to(dtype).unsqueeze(1)
-    o = Options(**{**DEFAULTS, "softcap": 1.0}, dim=1, dtype=dtype, predict=False, inplace=False)
-    _, M, _, _ = triton.cross_entropy(x, torch.zeros(len(x), dtype=torch.long), None, o)
+    o = Options(**{**DEFAULTS, "softcap": 1.0}, dim=1, dtype=dtype)
+    _, M, *_ = cuda.kernels.cross_entropy(
+        Problem(x, torch.zeros(len(x), dtype=torch.long), None, o)
+    )
     few_roundings = 4 * torch.finfo(dtype).eps
     torch.testing.assert_close(M, x.squeeze(1).tanh(), rtol=few_roundings, atol=0)
 
@@ -194,24 +198,26 @@ def edge_rows(classes: int) -> Tensor:
 @pytest.mark.parametrize("classes", [2, 10, 1500, 40_000])
 def test_rows_of_infinities_and_nan(classes):
     x, v = edge_rows(classes), torch.randn(12, classes)
-    assert_close(triton.softmax(x, 1), eager.softmax(x, 1))
-    assert_close(triton.log_softmax(x, 1), eager.log_softmax(x, 1))
-    assert_close(triton.softmax(x.T, 0), eager.softmax(x.T, 0))
+    assert_close(cuda.kernels.softmax(x, 1), eager.softmax(x, 1))
+    assert_close(cuda.kernels.log_softmax(x, 1), eager.log_softmax(x, 1))
+    assert_close(cuda.kernels.softmax(x.T, 0), eager.softmax(x.T, 0))
     for op, p in (("contract", eager.softmax(x, 1)), ("log_softmax_vjp", eager.log_softmax(x, 1))):
-        assert_close(getattr(triton, op)(p, v, 1), getattr(eager, op)(p, v, 1))
+        assert_close(getattr(cuda.kernels, op)(p, v, 1), getattr(eager, op)(p, v, 1))
     even = torch.zeros(12, classes)
     even[:, -1] = 1
     for name in ("plain", "smoothing", "z-loss", "cap")[: 4 if classes < 100 else 2]:
         o = options(name, 1, torch.float32)
         for target in (torch.arange(12) % classes, even, torch.full((12,), classes - 1)):
             got, want = (
-                (loss, M + L, prediction)  # of a row with NaN, M may be any number
-                for k in (triton, eager)
-                for loss, M, L, prediction in [k.cross_entropy(x, target, None, o)]
+                (loss, M + L, prediction, entropy)  # of a row with NaN, M may be any number
+                for k in (cuda.kernels, eager)
+                for loss, M, L, prediction, entropy in [
+                    k.cross_entropy(Problem(x, target, None, o))
+                ]
             )
             assert_close(got, want)
-            for k in (triton, eager):
-                _, M, L, _ = k.cross_entropy(x, target, None, o)
+            for k in (cuda.kernels, eager):
+                _, M, L, *_ = k.cross_entropy(Problem(x, target, None, o))
                 d = k.cross_entropy_vjp(x, target, None, torch.ones(12), None, M, L, o)
                 got, want = want, d
             assert_close(got, want)
@@ -223,7 +229,9 @@ def test_the_prediction_is_torchs_first_arg_max(classes):
     x[11, 3] = x[11, -2] = 100.0
     x[8, 5] = x[8, 7] = NAN
     o = options("plain", 1, torch.float32)
-    _, _, _, prediction = triton.cross_entropy(x, torch.zeros(12, dtype=torch.long), None, o)
+    _, _, _, prediction, _ = cuda.kernels.cross_entropy(
+        Problem(x, torch.zeros(12, dtype=torch.long), None, o)
+    )
     assert torch.equal(prediction, x.argmax(1))
     assert prediction.dtype == torch.int64
 
@@ -236,9 +244,11 @@ def test_an_ignored_row_is_not_looked_at(path):
         x, target, weight = case(shape, 1, o, torch.float32, False, True)
         x.movedim(1, -1)[target == o.ignore_index] = NAN
         M, L = torch.zeros(target.shape), torch.zeros(target.shape)
-        loss, got_M, got_L, prediction = triton.cross_entropy(x, target, weight, o)
+        loss, got_M, got_L, prediction, _ = cuda.kernels.cross_entropy(
+            Problem(x, target, weight, o)
+        )
         g = torch.where(target == o.ignore_index, NAN, 1.0)
-        d = triton.cross_entropy_vjp(x, target, weight, g, g, M, L, o)
+        d = cuda.kernels.cross_entropy_vjp(x, target, weight, g, g, M, L, o)
         ignored = target == o.ignore_index
         assert ignored.any()
         for row in (loss, got_M, got_L, d.movedim(1, -1)):
@@ -251,8 +261,8 @@ def test_no_weight_meets_an_ignored_row():
     o = options("smoothing", 1, torch.float32)
     x, target, weight = torch.randn(3, 4), torch.tensor([-100, 1, -100]), torch.ones(4)
     weight[2], ones = INF, torch.ones(3)
-    loss, M, L, _ = triton.cross_entropy(x, target, weight, o)
-    d = triton.cross_entropy_vjp(x, target, weight, ones, None, M, L, o)
+    loss, M, L, *_ = cuda.kernels.cross_entropy(Problem(x, target, weight, o))
+    d = cuda.kernels.cross_entropy_vjp(x, target, weight, ones, None, M, L, o)
     assert (d[::2] == 0).all()
     assert (loss[::2] == 0).all()
 
@@ -270,9 +280,11 @@ def test_an_ignored_row_may_hold_anything(shape, name, value):
     for weight in (None, torch.rand(shape[1])):
         results = []
         for z in (x, bad):
-            loss, M, L, _ = triton.cross_entropy(z, target, weight, o)
+            loss, M, L, *_ = cuda.kernels.cross_entropy(Problem(z, target, weight, o))
             ones = torch.ones_like(loss)
-            results.append([loss, triton.cross_entropy_vjp(z, target, weight, ones, None, M, L, o)])
+            results.append(
+                [loss, cuda.kernels.cross_entropy_vjp(z, target, weight, ones, None, M, L, o)]
+            )
         assert all(map(torch.equal, *results))
         assert (results[0][0][ignored] == 0).all()
 
@@ -284,7 +296,7 @@ def test_a_class_without_weight_adds_nothing_at_minus_infinity(soft):
     target = torch.rand(4, 10) if soft else torch.tensor([3, 1, 3, 2])
     for name in ("plain", "smoothing", "full smoothing"):
         o = options(name, 1, torch.float32)
-        got, want = (k.cross_entropy(x, target, w, o) for k in (triton, eager))
+        got, want = (k.cross_entropy(Problem(x, target, w, o)) for k in (cuda.kernels, eager))
         assert_close(got, want)
         assert got[0].isfinite().all()
 
@@ -295,7 +307,10 @@ def test_a_class_without_weight_adds_nothing_at_minus_infinity(soft):
 def test_labels_of_every_integer_dtype(integer):
     x, o = torch.randn(3, 5), options("plain", 1, torch.float32)
     target = torch.tensor([0, 4, 2]).to(getattr(torch, integer))
-    assert_close(triton.cross_entropy(x, target, None, o), eager.cross_entropy(x, target, None, o))
+    assert_close(
+        cuda.kernels.cross_entropy(Problem(x, target, None, o)),
+        eager.cross_entropy(Problem(x, target, None, o)),
+    )
 
 
 LAYOUTS = {
@@ -313,24 +328,27 @@ LAYOUTS = {
 def test_every_layout(layout):
     x = LAYOUTS[layout]()
     v, o = torch.randn(x.shape), options("all", 1, torch.float32)
-    assert_close(triton.softmax(x, 1), eager.softmax(x, 1))
-    assert_close(triton.contract(x, v, 1), eager.contract(x, v, 1))
-    assert_close(triton.contract(v, x, -1), eager.contract(v, x, -1))
+    assert_close(cuda.kernels.softmax(x, 1), eager.softmax(x, 1))
+    assert_close(cuda.kernels.contract(x, v, 1), eager.contract(x, v, 1))
+    assert_close(cuda.kernels.contract(v, x, -1), eager.contract(v, x, -1))
     for target in (torch.rand(x.shape), torch.randint(9, x.select(1, 0).shape)):
         check_cross_entropy(x, target, torch.rand(9), o)
         if layout != "expanded":  # whose entries share memory
             place = torch.empty_strided(x.shape, x.stride()).copy_(x)
-            _, M, L, _ = eager.cross_entropy(x, target, None, o)
-            triton.cross_entropy_vjp_(place, target, None, M, None, M, L, o)
-            assert_close(place, eager.cross_entropy_vjp(x, target, None, M, None, M, L, o))
+            _, M, L, *_ = eager.cross_entropy(Problem(x, target, None, o))
+            cuda.kernels.cross_entropy_vjp_(Problem(place, target, None, o), Rows(M, None, M, L))
+            assert_close(
+                place,
+                eager.cross_entropy_vjp(Problem(x, target, None, o), Rows(M, None, M, L)),
+            )
 
 
 def test_a_rows_neighbours_in_memory_are_not_written():
     whole = torch.randn(6, 12)
     before, o = whole.clone(), options("plain", 1, torch.float32)
     x, target = whole[:, :9], torch.randint(9, (6,))
-    _, M, L, _ = triton.cross_entropy(x, target, None, o)
-    triton.cross_entropy_vjp_(x, target, None, M, None, M, L, o)
+    _, M, L, *_ = cuda.kernels.cross_entropy(Problem(x, target, None, o))
+    cuda.kernels.cross_entropy_vjp_(Problem(x, target, None, o), Rows(M, None, M, L))
     assert torch.equal(whole[:, 9:], before[:, 9:])
     assert not torch.equal(whole[:, :9], before[:, :9])
 
@@ -341,10 +359,10 @@ def test_a_rows_bits_are_the_same_in_every_batch_and_every_run(path):
     x, target, weight = case((outer, *rest), 1, o, torch.float32, False, True)
 
     def results(x: Tensor, target: Tensor) -> list[Tensor]:
-        loss, M, L, prediction = triton.cross_entropy(x, target, weight, o)
-        d = triton.cross_entropy_vjp(x, target, weight, loss, None, M, L, o)
-        p = triton.softmax(x, 1)
-        return [loss, M, L, prediction, d, p, triton.contract(p, x, 1)]
+        loss, M, L, prediction, entropy = cuda.kernels.cross_entropy(Problem(x, target, weight, o))
+        d = cuda.kernels.cross_entropy_vjp(Problem(x, target, weight, o), Rows(loss, None, M, L))
+        p = cuda.kernels.softmax(x, 1)
+        return [loss, M, L, prediction, entropy, d, p, cuda.kernels.contract(p, x, 1)]
 
     together = results(x, target)
     assert all(map(torch.equal, together, results(x, target)))
@@ -358,25 +376,27 @@ def test_a_rows_bits_are_the_same_in_every_batch_and_every_run(path):
 HVP_OPTIONS = ("plain", "smoothing", "full smoothing", "z-loss")
 
 
-def check_hvp(z: Tensor, target: Tensor, weight: Tensor | None, h: bool, o: Options) -> None:
+def check_hvp(z: Tensor, target: Tensor, weight: Tensor | None, with_q: bool, o: Options) -> None:
     """Beside autograd through the float64 formulas of a row."""
-    assert triton.takes(z, target, weight)
-    _, M, L, _ = eager.cross_entropy(z, target, weight, o)
+    assert cuda.takes(z, target, weight)
+    _, M, L, *_ = eager.cross_entropy(Problem(z, target, weight, o))
     u, g = torch.randn_like(z), torch.randn_like(M)
-    H = torch.randn_like(M) if h else None
+    q = torch.randn_like(M) if with_q else None
     ignored = torch.zeros_like(M, dtype=torch.bool)
     if not target.is_floating_point():
         ignored = target == o.ignore_index
-    exact = [t.double().requires_grad_() for t in (z, g, M if H is None else H)]
+    exact = [t.double().requires_grad_() for t in (z, g, M if q is None else q)]
     of_row = dataclasses.replace(o, dtype=torch.float64)
     soft = target.double() if target.is_floating_point() else target
     r = Row.of(exact[0], soft, None if weight is None else weight.double(), of_row)
-    dz = r.gradient(r.upstream(exact[1]), r.upstream(exact[2] if h else None))
+    dz = r.gradient(r.upstream(exact[1], exact[2] if with_q else None, None))
     wants = torch.autograd.grad(dz, exact, u.double(), allow_unused=True)
     place, change = z.clone(), u.clone()
     place[ignored] = change[ignored] = NAN  # which nobody looks at
     versions = place._version, change._version
-    d_g, d_h = triton.cross_entropy_hvp_(place, target, weight, change, g, H, M, L, o)
+    d_g, d_h = cuda.kernels.cross_entropy_hvp_(
+        Problem(place, target, weight, o), change, Rows(g, q, M, L)
+    )
     assert (place._version, change._version) > versions
     # results of several terms, each with the rounding of M, L or of a logit
     half = z.dtype == torch.bfloat16
@@ -410,7 +430,9 @@ def test_the_hessian_product_of_nothing(shape):
     o, z = options("plain", 1, torch.float32), torch.empty(shape)
     rows = torch.ones(shape[0])
     target = torch.full(shape[:1], o.ignore_index)
-    found = triton.cross_entropy_hvp_(z, target, None, z.clone(), rows, None, rows, rows, o)
+    found = cuda.kernels.cross_entropy_hvp_(
+        Problem(z, target, None, o), z.clone(), Rows(rows, None, rows, rows)
+    )
     assert all((t == 0).all() for t in found)
 
 
@@ -422,7 +444,9 @@ def test_a_bad_labels_hessian_product_is_nan_and_reads_nothing_outside(path):
     target[1] = 2**40
     ones = torch.ones(shape[0])
     place, change = z.clone(), torch.randn(shape)
-    triton.cross_entropy_hvp_(place, target, weight, change, ones, None, ones, ones, o)
+    cuda.kernels.cross_entropy_hvp_(
+        Problem(place, target, weight, o), change, Rows(ones, None, ones, ones)
+    )
     for written in (place, change):
         assert written.isnan().all(1).nonzero().flatten().tolist() == [1]
         assert written.isnan().any(1).nonzero().flatten().tolist() == [1]
@@ -434,14 +458,15 @@ def test_a_bad_labels_hessian_product_is_nan_and_reads_nothing_outside(path):
 def operator_arguments(shape, dim, dtype, soft) -> dict[str, tuple]:
     o = options("all", dim, dtype)
     x, target, weight = case(shape, dim, o, dtype, soft, True)
-    numbers = o.numbers
-    _, M, L, _ = eager.cross_entropy(x, target, weight, o)
-    vjp = (x, target, weight, torch.randn_like(M), torch.randn_like(M), M, L, dim, *numbers)
-    hvp = (x, target, weight, x.cos(), M.cos(), M.sin(), M, L, *numbers[:3])
+    _, M, L, *_ = eager.cross_entropy(Problem(x, target, weight, o))
+    vjp = (x, target, weight, torch.randn_like(M), torch.randn_like(M), M, L, *o.flat())
+    plain = dataclasses.replace(o, softcap=None, logit_scale=1.0)
+    hvp = (x, target, weight, x.cos(), M.cos(), M.sin(), M, L, *plain.flat())
     return {
         "softmax": (x, dim, True),
+        "total": (M,),
         **dict.fromkeys(("contract", "log_softmax_vjp", "log_softmax_jvp"), (x, x.cos(), dim)),
-        "cross_entropy": (x, target, weight, dim, o.dtype, *numbers, True),
+        "cross_entropy": (x, target, weight, *o.flat(), True),
         "cross_entropy_vjp": vjp,
         "cross_entropy_vjp_": vjp,
         **({"cross_entropy_hvp_": hvp} if x.dim() == 2 and dim == 1 else {}),
@@ -525,9 +550,9 @@ LABELS = torch.tensor([0, 10**12, -7, -100])
 @pytest.mark.parametrize("classes", [5, 40_000])
 def test_a_bad_label_makes_its_row_nan_and_reads_nothing_outside(unchecked, classes):
     x, w, o = torch.randn(4, classes), torch.rand(classes), options("all", 1, torch.float32)
-    loss, M, L, _ = triton.cross_entropy(x, LABELS, w, o)
+    loss, M, L, *_ = cuda.kernels.cross_entropy(Problem(x, LABELS, w, o))
     assert loss.isnan().tolist() == [False, True, True, False]
-    d = triton.cross_entropy_vjp(x, LABELS, w, torch.ones(4), None, M, L, o)
+    d = cuda.kernels.cross_entropy_vjp(x, LABELS, w, torch.ones(4), None, M, L, o)
     assert d.isnan().all(1).tolist() == [False, True, True, False]
     assert d.isnan().any(1).tolist() == [False, True, True, False]
     assert (d[3] == 0).all()
@@ -537,25 +562,25 @@ def test_a_bad_label_makes_its_row_nan_and_reads_nothing_outside(unchecked, clas
 def test_the_next_call_raises_and_the_one_after_does_not(unchecked, classes):
     x, good = torch.randn(4, classes), torch.tensor([0, 1, 2, -100])
     o = options("plain", 1, torch.float32)
-    triton.cross_entropy(x, LABELS, None, o)
+    cuda.kernels.cross_entropy(Problem(x, LABELS, None, o))
     says = (
         rf"target\[1\] is 1000000000000, out of range for {classes} classes "
         rf"\(0 to {classes - 1}, or ignore_index=-100\), in an earlier call of cross_entropy"
     )
     with pytest.raises(IndexError, match=says):
-        triton.cross_entropy(x, good, None, o)
-    loss, *_ = triton.cross_entropy(x, good, None, o)
+        cuda.kernels.cross_entropy(Problem(x, good, None, o))
+    loss, *_ = cuda.kernels.cross_entropy(Problem(x, good, None, o))
     assert loss.isfinite().all()
-    triton.cross_entropy(x, LABELS, None, o)  # and the record is good for another
+    cuda.kernels.cross_entropy(Problem(x, LABELS, None, o))  # and the record is good for another
     with pytest.raises(IndexError, match=says):
-        triton.cross_entropy(x, good, None, o)
+        cuda.kernels.cross_entropy(Problem(x, good, None, o))
 
 
 def test_good_and_ignored_labels_leave_no_record(unchecked):
     o = options("plain", 1, torch.float32)
     for target in (torch.tensor([0, 4, -100, -100]), torch.full((4,), -100)):
         for _ in range(2):
-            triton.cross_entropy(torch.randn(4, 5), target, None, o)
+            cuda.kernels.cross_entropy(Problem(torch.randn(4, 5), target, None, o))
 
 
 @pytest.mark.parametrize(
@@ -581,9 +606,9 @@ def test_only_the_first_bad_label_is_kept_and_pixels_are_counted_through(uncheck
     x, target = torch.randn(300, 5, 2), torch.zeros(300, 2, dtype=torch.int32)
     target[70, 1], target[200, 0] = 5, -1
     o = options("plain", 1, torch.float32)
-    triton.cross_entropy(x, target, None, o)
+    cuda.kernels.cross_entropy(Problem(x, target, None, o))
     with pytest.raises(IndexError, match=r"target.flatten\(\)\[141\] is 5, out of range"):
-        triton.cross_entropy(x, target.zero_(), None, o)
+        cuda.kernels.cross_entropy(Problem(x, target.zero_(), None, o))
 
 
 @pytest.mark.parametrize("length", [1, 3000])
@@ -597,7 +622,9 @@ def test_labels_that_are_taken_in_blocks_are_named_by_their_place_among_all(unch
     report(target, 7, -100)
     o, position = options("plain", 1, torch.float32), 2 * length - 1
     with pytest.raises(IndexError, match=rf"target.flatten\(\)\[{position}\] is 7, out of range"):
-        triton.cross_entropy(torch.randn(1, 7), torch.zeros(1, dtype=torch.int64), None, o)
+        cuda.kernels.cross_entropy(
+            Problem(torch.randn(1, 7), torch.zeros(1, dtype=torch.int64), None, o)
+        )
 
 
 def test_a_record_that_is_not_whole_yet_is_not_read():

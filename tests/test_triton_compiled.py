@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from custom_ops.kernels import triton as face
+from custom_ops.kernels import cuda as face
 
 if face.interpreted:
     pytest.skip("TRITON_INTERPRET=1: nothing is compiled", allow_module_level=True)
@@ -28,6 +28,8 @@ from triton.runtime.jit import JITFunction, create_function_from_signature  # no
 
 from custom_ops.kernels.cuda import launch as launching  # noqa: E402
 from custom_ops.kernels.cuda import operators as ops  # noqa: E402
+from custom_ops.kernels.problem import Options  # noqa: E402
+from custom_ops.node import launcher as node  # noqa: E402
 
 TARGETS = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
@@ -42,27 +44,31 @@ SPILLED = 8 if triton.__version__.startswith("3.6") else 0
 LANES_A_BYTE = 4 * 32 / (3.35e12 / 132 / 1.755e9)
 
 
+def flattened(acc, options):
+    return Options(1, acc, **options).flat()
+
+
 def softmax(shape, dtype, log=False):
-    ops.softmax(torch.zeros(shape, dtype=dtype), 1, log)
+    ops.direct.softmax(torch.zeros(shape, dtype=dtype), 1, log)
 
 
 def maps(shape, dtype):
     p = torch.zeros(shape, dtype=dtype)
-    for op in (ops.contract, ops.log_softmax_vjp, ops.log_softmax_jvp):
+    for op in (ops.direct.contract, ops.direct.log_softmax_vjp, ops.direct.log_softmax_jvp):
         op(p, p, 1)
 
 
 def cross_entropy(
-    shape, dtype, options=PLAIN, weighted=False, predict=False, labels=torch.int64, acc=None
+    shape, dtype, options=PLAIN, weighted=False, stats=False, labels=torch.int64, acc=None
 ):
     x, acc = torch.zeros(shape, dtype=dtype), acc or (F64 if dtype == F64 else F32)
     rows = (shape[0], *shape[2:])
     target = torch.zeros(shape) if labels is None else torch.zeros(rows, dtype=labels)
     weight = torch.ones(shape[1], dtype=acc) if weighted else None
-    numbers = (-100, *options.values())
-    _, M, L, _ = ops.cross_entropy(x, target, weight, 1, acc, *numbers, predict)
-    h = M if weighted else None
-    ops.cross_entropy_vjp(x, target, weight, M, h, M, L, 1, *numbers)
+    flat = flattened(acc, options)
+    _, M, L, *_ = ops.direct.cross_entropy(x, target, weight, *flat, stats)
+    q = M if weighted else None
+    ops.direct.cross_entropy_vjp(x, target, weight, M, q, M, L, *flat)
 
 
 def hessian(shape, dtype, options=PLAIN, weighted=False, labels=torch.int64):
@@ -70,9 +76,9 @@ def hessian(shape, dtype, options=PLAIN, weighted=False, labels=torch.int64):
     target = torch.zeros(shape) if labels is None else torch.zeros(shape[0], dtype=labels)
     weight = torch.ones(shape[1], dtype=acc) if weighted else None
     M = torch.zeros(shape[0], dtype=acc)
-    h = M if weighted else None
-    numbers = (-100, options["label_smoothing"], options["z_loss"])
-    ops.cross_entropy_hvp_(z, target, weight, z, M, h, M, M, *numbers)
+    q = M if weighted else None
+    flat = flattened(acc, options | {"logit_scale": 1.0, "softcap": None})
+    ops.direct.cross_entropy_hvp_(z, target, weight, z, M, q, M, M, *flat)
 
 
 # Rows in a tile, rows as long as one tile can be, rows in chunks; then classes in the middle.
@@ -108,7 +114,7 @@ for shape_name in ("a whole row", "chunks", "pixels"):
                 "dtype": BF16,
                 "options": ALL,
                 "weighted": True,
-                "predict": True,
+                "stats": True,
                 "labels": labels,
             },
         )
@@ -146,10 +152,10 @@ def step(shape, dtype, weighted=False, labels=torch.int64, options=PLAIN):
     x, acc = torch.zeros(shape, dtype=dtype), F64 if dtype == F64 else F32
     target = torch.zeros(shape) if labels is None else torch.zeros(shape[0], dtype=labels)
     weight = torch.ones(shape[1], dtype=acc) if weighted else None
-    numbers = (-100, *options.values())
-    loss, M, L, n = ops.forward(x, target, weight, 1, acc, dtype, "mean", 0.0, *numbers)
-    ops.forward(x, target, weight, 1, acc, dtype, "sum", 0.0, *numbers)
-    ops.backward(x, target, weight, loss, M, L, n, 1, False, *numbers)
+    flat = flattened(acc, options)
+    loss, M, L, n = node.forward(x, target, weight, *flat, dtype, "mean", 0.0)
+    node.forward(x, target, weight, *flat, dtype, "sum", 0.0)
+    node.backward(x, target, weight, loss, M, L, n, *flat, False)
 
 
 for dtype in (F32, F64, BF16):
@@ -357,8 +363,8 @@ def test_a_launch_like_an_earlier_one_takes_its_kernel(monkeypatch):
     monkeypatch.setattr(launching, "_launched", {})
     memory = torch.zeros(4 * 10 + 1)
     z = memory[:40].view(4, 10)
-    ops.softmax(z, 1, False)
-    ops.softmax(z.clone(), 1, False)
+    ops.direct.softmax(z, 1, False)
+    ops.direct.softmax(z.clone(), 1, False)
     assert (len(found), len(again)) == (1, 1)
     assert [type(x) for x in found[0]] == [type(x) for x in again[0]]
     assert found[0][2:] == again[0][2:]  # behind the tensors
@@ -369,7 +375,7 @@ def test_a_launch_like_an_earlier_one_takes_its_kernel(monkeypatch):
         (z.bfloat16(), 1, False),
         (torch.zeros(4, 16)[:, :10], 1, False),
     ):
-        ops.softmax(*other)
+        ops.direct.softmax(*other)
     assert (len(found), len(again)) == (6, 1)
-    ops.softmax(z, 1, False)
+    ops.direct.softmax(z, 1, False)
     assert (len(found), len(again)) == (6, 2)

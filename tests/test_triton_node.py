@@ -6,18 +6,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from custom_ops import cross_entropy
-from custom_ops.kernels import native, triton
+from custom_ops.kernels import cpu, cuda
 
 pytestmark = [
-    pytest.mark.skipif(triton.library is None, reason="TRITON_INTERPRET=1 is not set"),
-    pytest.mark.skipif(native.library is None, reason=f"no C++ node: {native.missing}"),
+    pytest.mark.skipif(cuda.library is None, reason="TRITON_INTERPRET=1 is not set"),
+    pytest.mark.skipif(cpu.library is None, reason=f"no C++ node: {cpu.missing}"),
 ]
 
 
 @pytest.fixture(autouse=True)
 def no_cpp_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a device: of the C++ library only the node answers."""
-    monkeypatch.setattr(native, "takes", lambda *_: False)
+    monkeypatch.setattr(cpu, "takes", lambda *_: False)
 
 
 LABELS = torch.tensor([3, 0, 2, -100, 8, 1])
@@ -65,7 +65,7 @@ def test_the_node_and_the_function_give_the_same_bits(
 
     by_node, name = run()
     assert "custom_ops::CrossEntropy" in name
-    monkeypatch.setattr(native, "library", None)
+    monkeypatch.setattr(cpu, "library", None)
     by_function, name = run()
     assert "custom_ops::CrossEntropy" not in name
     for a, b in zip(by_node, by_function, strict=True):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from custom_ops.kernels.last_layer import Blocks
+from custom_ops.last_layer.layer import Blocks
 from custom_ops.linear_cross_entropy import linear_cross_entropy
 
 __all__ = ["Form", "Origin"]
@@ -122,7 +122,7 @@ class Form(NamedTuple):
             smooth = self.cross_entropy(self._labels(), reduction="none", label_smoothing=1.0)
             return smooth * (-self.factor * self.classes)
         rows = [x.flatten(0, -2) if x.dim() > 1 else x[None] for x in self._rows()]
-        size = Blocks(False, (False,) * 3, None).of(rows[0], 4 * self.classes * self.dtype.itemsize)
+        size = Blocks().size(rows[0], 4 * self.classes * self.dtype.itemsize)
         blocks = zip(*(x.split(size) for x in rows), strict=True)
         sums = [
             checkpoint(lambda *xs: self._numbers(*xs).sum(-1), *xs, use_reentrant=False)

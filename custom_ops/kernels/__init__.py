@@ -1,26 +1,25 @@
 """The only place that knows a device: what the functions above may ask of it, and who answers.
 
 A kernel computes numbers and trusts its arguments; derivatives are the business of the functions
-that call it. Where a result is to be differentiated, `eager` answers, whose operators autograd
-sees; where it is not, `native` does on the CPU if it was built, and `triton` on CUDA if Triton is
-there.
+that call it. Each device has one door with the same protocol, the functions below: `eager`, plain
+ATen, whose operators autograd sees, answers wherever a result is to be differentiated; elsewhere
+`cpu` answers if its C++ kernels were built, and `cuda` if Triton is there.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from custom_ops.kernels import eager, native, products, triton
-from custom_ops.kernels.options import Options, statistics_dtype
-from custom_ops.surroundings import is_watched
+from custom_ops.kernels import cpu, cuda, eager
+from custom_ops.kernels.problem import Found, Options, Problem, Rows, statistics_dtype
 
 __all__ = [
+    "Found",
     "Options",
-    "add_product_",
-    "advised",
+    "Problem",
+    "Rows",
     "backend",
     "contract",
     "cross_entropy",
@@ -30,8 +29,6 @@ __all__ = [
     "log_softmax",
     "log_softmax_jvp",
     "log_softmax_vjp",
-    "put_product_",
-    "scaled",
     "softmax",
     "statistics_dtype",
     "takes_hvp",
@@ -42,29 +39,34 @@ __all__ = [
 def backend() -> str:
     """Return which kernels are in use, in one line, and why others are not."""
     used, unused = [], []
-    if native.library is not None:
-        used.append(f"C++ ({native.capability}) on the CPU")
+    if cpu.library is not None:
+        used.append(f"C++ ({cpu.capability}) on the CPU")
     else:
-        unused.append(f"no C++ kernels: {native.missing}")
-    if triton.running() is not None:
-        used.append(f"Triton {triton.version} {triton.where}")
-    elif triton.missing:
-        unused.append(f"no Triton kernels: {triton.missing}")
+        unused.append(f"no C++ kernels: {cpu.missing}")
+    if cuda.running() is not None:
+        used.append(f"Triton {cuda.version} {cuda.where}")
+    elif cuda.missing:
+        unused.append(f"no Triton kernels: {cuda.missing}")
     eager_on = "elsewhere" if used else "on every device"
     return "; ".join([*used, f"eager: plain ATen operators, {eager_on}", *unused])
 
 
 def _chosen(*tensors: Tensor | None) -> Any:
     """Return who answers for these tensors."""
-    for kernels in (native, triton):
-        if kernels.takes(*tensors):
-            return kernels
+    for door in (cpu, cuda):
+        if door.takes(*tensors):
+            return door.kernels
     return eager
 
 
 def _chosen_for_map(p: Tensor, v: Tensor) -> Any:
     """Only the eager kernels broadcast and promote."""
     return _chosen(p, v) if p.shape == v.shape and p.dtype == v.dtype else eager
+
+
+def _chosen_for_rows(problem: Problem, rows: Rows) -> Any:
+    """Only the eager kernels have the entropy's gradient."""
+    return eager if rows.e is not None else _chosen(*problem.tensors, rows.g, rows.q)
 
 
 def softmax(z: Tensor, dim: int) -> Tensor:
@@ -92,43 +94,19 @@ def log_softmax_jvp(y: Tensor, v: Tensor, dim: int) -> Tensor:
     return _chosen_for_map(y, v).log_softmax_jvp(y, v, dim)
 
 
-def cross_entropy(
-    input: Tensor, target: Tensor, weight: Tensor | None, o: Options
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Return ℓ, M, L and the prediction (None unless it is wanted), one a row."""
-    return _chosen(input, target, weight).cross_entropy(input, target, weight, o)
+def cross_entropy(problem: Problem) -> Found:
+    """Return ℓ, M and L of each row, and with `stats` the prediction and the entropy."""
+    return _chosen(*problem.tensors).cross_entropy(problem)
 
 
-def cross_entropy_vjp(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    g: Tensor,
-    h: Tensor | None,
-    M: Tensor,
-    L: Tensor,
-    o: Options,
-) -> Tensor:
-    """Return z'(x) ⊙ (a·p − g·ỹ), 0 in an ignored row."""
-    return _chosen(input, target, weight, g, h).cross_entropy_vjp(
-        input, target, weight, g, h, M, L, o
-    )
+def cross_entropy_vjp(problem: Problem, rows: Rows) -> Tensor:
+    """Return z' ⊙ (a·p − g·ỹ), 0 in an ignored row."""
+    return _chosen_for_rows(problem, rows).cross_entropy_vjp(problem, rows)
 
 
-def cross_entropy_vjp_(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    g: Tensor,
-    h: Tensor | None,
-    M: Tensor,
-    L: Tensor,
-    o: Options,
-) -> Tensor:
+def cross_entropy_vjp_(problem: Problem, rows: Rows) -> Tensor:
     """Write `cross_entropy_vjp` over the input, whose version is raised, and return it detached."""
-    return _chosen(input, target, weight, g, h).cross_entropy_vjp_(
-        input, target, weight, g, h, M, L, o
-    )
+    return _chosen_for_rows(problem, rows).cross_entropy_vjp_(problem, rows)
 
 
 def takes_hvp(*tensors: Tensor | None) -> bool:
@@ -136,68 +114,15 @@ def takes_hvp(*tensors: Tensor | None) -> bool:
     return _chosen(*tensors) is not eager
 
 
-def cross_entropy_hvp_(
-    z: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    u: Tensor,
-    g: Tensor,
-    h: Tensor | None,
-    M: Tensor,
-    L: Tensor,
-    o: Options,
-) -> tuple[Tensor, Tensor]:
-    """Put dz in the place of z and ∂⟨u, dz⟩/∂z in that of u; return ∂⟨u, dz⟩ over ∂g and ∂h.
+def cross_entropy_hvp_(problem: Problem, u: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+    """Put dz in the place of z and H u in that of u; return ∂⟨u, dz⟩ over ∂g and ∂q.
 
-    The classes last, the logits without cap and scale, and all of it where `takes_hvp`.
+    H u is ∂⟨u, dz⟩/∂z. The classes last, the logits without cap and scale, and all of it where
+    `takes_hvp`.
     """
-    return _chosen(z, target, weight, u, g, h).cross_entropy_hvp_(
-        z, target, weight, u, g, h, M, L, o
-    )
+    return _chosen(*problem.tensors, u, rows.g, rows.q).cross_entropy_hvp_(problem, u, rows)
 
 
 def total(x: Tensor) -> Tensor:
     """Σ x, 0-d; the C++ kernel adds in one order, however many threads there are."""
     return _chosen(x).total(x)
-
-
-def add_product_(total: Tensor, dz: Tensor, x: Tensor, first: bool = False) -> None:
-    """Σ += dzᵀ x, added up in the dtype of the sum; dz and x may be of a half type.
-
-    The `first` product finds memory in Σ that nothing was written to.
-    """
-    if total.dtype != dz.dtype and products.widens(dz):
-        return products.add_wide_(total, dz.t(), x, beta=int(not first))
-    if first:
-        total.zero_()
-    if total.dtype == dz.dtype:
-        total.addmm_(dz.t(), x)
-    elif not native.add_product_(total, dz, x):
-        total.addmm_(dz.t().to(total.dtype), x.to(total.dtype))
-
-
-def put_product_(out: Tensor, dz: Tensor, W: Tensor, beta: int) -> None:
-    """out = β out + dz W; dz and W may be of a half type, to which a CPU rounds their product."""
-    if out.dtype == dz.dtype:
-        torch.addmm(out, dz, W, beta=beta, out=out)
-    elif products.widens(dz):
-        products.add_wide_(out, dz, W, beta)
-    elif beta:
-        out += torch.mm(dz, W)
-    else:
-        out.copy_(torch.mm(dz, W))
-
-
-def scaled(product: Tensor, g: Tensor, dtype: torch.dtype, give: bool) -> Tensor:
-    """Return g times the product in `dtype`: in its place if it is to be given away."""
-    narrower = dtype != product.dtype and not is_watched()
-    if narrower and products.widens(product):
-        return products.narrowed(product, g, dtype)
-    return (product.mul_(g) if give else product * g).to(dtype)
-
-
-def advised(fresh: Tensor) -> Tensor:
-    """Return `fresh`, memory not touched so far, in huge pages where the system gives them."""
-    if native.takes(fresh):
-        native.advise_huge_pages(fresh)
-    return fresh

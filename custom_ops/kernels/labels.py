@@ -6,12 +6,14 @@ Python's `if` on a value cannot: there a bad label reads outside the logits with
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from custom_ops.surroundings import is_onnx_tracing
 
-__all__ = ["checked_labels"]
+__all__ = ["checked_labels", "set_report"]
 
 torch.library.define(
     "custom_ops::checked_labels", "(Tensor target, SymInt classes, int ignore_index) -> Tensor"
@@ -44,12 +46,17 @@ def _checked(target: Tensor, classes: int, ignore_index: int) -> Tensor:
     return labels
 
 
-def _report(target: Tensor, classes: int, ignore_index: int) -> None:
-    """Have the device write a bad label down, where it can."""
-    from custom_ops.kernels import triton  # which takes from `eager`, which takes from here
+_reports: dict[str, Callable[[Tensor, int, int], None]] = {}
 
-    if target.device.type == "cuda" and (library := triton.running()) is not None:
-        library.report(target, classes, ignore_index)
+
+def set_report(device: str, report: Callable[[Tensor, int, int], None]) -> None:
+    """Have report(target, classes, ignore_index) write a bad label down, on devices of this type."""
+    _reports[device] = report
+
+
+def _report(target: Tensor, classes: int, ignore_index: int) -> None:
+    if report := _reports.get(target.device.type):
+        report(target, classes, ignore_index)
 
 
 @torch.library.register_fake("custom_ops::checked_labels")

@@ -69,14 +69,14 @@ inline void check_rows(const char* name, const Tensor& t, const Tensor& input, i
 
 // g may also be one number for all rows.
 inline void check_upstream(const Tensor& input, int64_t dim, const Tensor& g,
-                           const std::optional<Tensor>& h, const Tensor& M, const Tensor& L) {
+                           const std::optional<Tensor>& q, const Tensor& M, const Tensor& L) {
   const auto acc = M.scalar_type();
   if (g.dim() == 0) {
     check_like("g", g, {}, acc);
   } else {
     check_rows("g", g, input, dim, acc);
   }
-  if (h) check_rows("h", *h, input, dim, acc);
+  if (q) check_rows("q", *q, input, dim, acc);
   check_rows("M", M, input, dim, acc);
   check_rows("L", L, input, dim, acc);
 }

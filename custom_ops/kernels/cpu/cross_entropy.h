@@ -1,7 +1,7 @@
 // Cross-entropy: ℓ, M, L and the prediction of every row, and the gradient from M and L.
 //
 //     ℓ  = ⟨ỹ, (M − z) + L⟩ + λ·lse²           z = s·tanh(αx/s), or αx without a cap
-//     dx = z'(x) ⊙ (a·p − g·ỹ)                 a = g·(m + 2λ·lse) + h,  m = Σ_k ỹ_k
+//     dx = z'(x) ⊙ (a·p − g·ỹ)                 a = g·(m + 2λ·lse) + q,  m = Σ_k ỹ_k
 //
 // with ỹ_k = w_k ((1 − ε) y_k + ε/C). For labels, only the class that a label names is read for
 // itself; the even share ε/C of all classes is one more sum, where there is one.
@@ -13,10 +13,15 @@
 
 namespace custom_ops {
 
+// Which cross-entropy: `Options` of kernels/problem.py.
 struct Options {
+  int64_t dim;
+  c10::ScalarType dtype;  // in which everything is computed: float or double
   int64_t ignore_index;
   double label_smoothing, z_loss, logit_scale;
   double softcap;  // 0 for none
+  bool stats = false;
+  bool inplace = false;
 };
 
 // One of the two is given.
@@ -117,39 +122,41 @@ struct Problem {
   }
 };
 
-// What a row's statistics are written to; `prediction` may be null.
+// What a row's statistics are written to; the last two are null unless they are wanted.
 template <typename acc_t>
 struct RowResults {
   acc_t *loss, *max, *log_sum;
-  int64_t* prediction;
+  int64_t* prediction = nullptr;
+  acc_t* entropy = nullptr;
 
   void unread(int64_t r, bool ignored) const {
     loss[r] = ignored ? acc_t(0) : acc_t(NAN);
     max[r] = log_sum[r] = 0;
     if (prediction) prediction[r] = -1;
+    if (entropy) entropy[r] = 0;
   }
 };
 
 // ỹ of the run from class c, from its probabilities y.
 template <typename acc_t>
-auto shares(const Problem<acc_t>& q, int64_t c, const acc_t* y) {
-  const acc_t* w = q.weight ? q.weight + c : nullptr;
-  return [&q, y, w](int64_t i, int64_t count) INLINE {
+auto shares(const Problem<acc_t>& problem, int64_t c, const acc_t* y) {
+  const acc_t* w = problem.weight ? problem.weight + c : nullptr;
+  return [&problem, y, w](int64_t i, int64_t count) INLINE {
     const auto v = Vec<acc_t>::loadu(y + i, count);
-    return q.weighted(v, w ? Vec<acc_t>::loadu(w + i, count) : v);
+    return problem.weighted(v, w ? Vec<acc_t>::loadu(w + i, count) : v);
   };
 }
 
 // Σ_k w_k, needed only where the classes share a part of every row's label.
 template <typename acc_t>
-double weight_sum(const Problem<acc_t>& q) {
-  if (q.soft() || !q.smooth()) return 0;
-  if (!q.weight) return double(q.x.classes);
+double weight_sum(const Problem<acc_t>& problem) {
+  if (problem.soft() || !problem.smooth()) return 0;
+  if (!problem.weight) return double(problem.x.classes);
   double total = 0;
-  for (int64_t c = 0; c < q.x.classes; c += CHUNK) {
-    total += sum<acc_t>(std::min(CHUNK, q.x.classes - c), [&](int64_t i, int64_t count) INLINE {
-      return Vec<acc_t>::loadu(q.weight + c + i, count);
-    });
+  for (int64_t c = 0; c < problem.x.classes; c += CHUNK) {
+    total += sum<acc_t>(std::min(CHUNK, problem.x.classes - c),
+                        [&](int64_t i, int64_t count)
+                            INLINE { return Vec<acc_t>::loadu(problem.weight + c + i, count); });
   }
   return total;
 }
@@ -188,20 +195,21 @@ int64_t find_logit(const Cap<acc_of<T>>& cap, const T* x, int64_t n, acc_of<T>* 
 }
 
 template <typename T>
-void forward_row(const Problem<acc_of<T>>& q, double weight_sum,
+void forward_row(const Problem<acc_of<T>>& problem, double weight_sum,
                  const RowResults<acc_of<T>>& results, int64_t r) {
   using acc_t = acc_of<T>;
-  const View& x = q.x;
+  const View& x = problem.x;
   const T* const row = x.tensor.const_data_ptr<T>() + r * x.stride;
-  const Cap<acc_t> cap(q.o);
+  const Cap<acc_t> cap(problem.o);
   acc_t buffer[CHUNK], y_buffer[CHUNK];
-  const Label<acc_t> label(q.soft() ? 0 : q.target.labels[r], x.classes, q.weight, q.o);
-  if (!q.soft() && !label.counts) return results.unread(r, label.ignored);
+  const Label<acc_t> label(problem.soft() ? 0 : problem.target.labels[r], x.classes, problem.weight,
+                           problem.o);
+  if (!problem.soft() && !label.counts) return results.unread(r, label.ignored);
 
   RowStatistics<T> found;
-  const bool spread = q.soft() || q.smooth();
+  const bool spread = problem.soft() || problem.smooth();
   acc_t reference = 0, best = 0;  // of Σ ỹ (reference − z), a logit: no digits are lost
-  double distance = 0, mass = q.soft() ? 0 : weight_sum;
+  double distance = 0, mass = problem.soft() ? 0 : weight_sum;
   int64_t best_run = 0;
   for (int64_t c = 0; c < x.classes; c += CHUNK) {
     const int64_t n = std::min(CHUNK, x.classes - c);
@@ -216,17 +224,18 @@ void forward_row(const Problem<acc_of<T>>& q, double weight_sum,
         best_run = c;
       }
       const Vec<acc_t> from(reference);
-      if (q.soft()) {
-        const auto y = shares(q, c, q.target.probabilities.load(r * x.classes + c, n, y_buffer));
+      if (problem.soft()) {
+        const auto y =
+            shares(problem, c, problem.target.probabilities.load(r * x.classes + c, n, y_buffer));
         distance += sum<acc_t>(n, [=](int64_t i, int64_t count) INLINE {
           return product(y(i, count), from - z(i, count));
         });
         mass += sum<acc_t>(n, y);
-      } else if (q.smooth() && q.weight) {
-        distance += sum<acc_t>(n, [=, w = q.weight + c](int64_t i, int64_t count) INLINE {
+      } else if (problem.smooth() && problem.weight) {
+        distance += sum<acc_t>(n, [=, w = problem.weight + c](int64_t i, int64_t count) INLINE {
           return product(Vec<acc_t>::loadu(w + i, count), from - z(i, count));
         });
-      } else if (q.smooth()) {
+      } else if (problem.smooth()) {
         distance +=
             sum<acc_t>(n, [=](int64_t i, int64_t count) INLINE { return from - z(i, count); });
       }
@@ -235,15 +244,28 @@ void forward_row(const Problem<acc_of<T>>& q, double weight_sum,
 
   const acc_t M = found.max, L = found.log_sum();
   acc_t nll = 0;
-  if (!q.soft()) {
+  if (!problem.soft()) {
     acc_t z = row[label.t];
     nll = (M - *cap(&z, 1, &z)) + L;
   }
   const double lse_distance = (double(M) - double(reference)) + double(L);
-  results.loss[r] = q.loss(q.soft() ? nullptr : &label, nll,
+  results.loss[r] = problem.loss(problem.soft() ? nullptr : &label, nll,
                            spread ? acc_t(distance + mass * lse_distance) : acc_t(0), M + L);
   results.max[r] = M;
   results.log_sum[r] = L;
+  if (results.entropy) {
+    double entropy = 0;
+    for (int64_t c = 0; c < x.classes; c += CHUNK) {
+      const int64_t n = std::min(CHUNK, x.classes - c);
+      with_logits(cap, row + c, n, buffer, [&](auto z, auto) {
+        entropy += sum<acc_t>(n, [=](int64_t i, int64_t count) INLINE {
+          const auto surprisal = (Vec<acc_t>(M) - z(i, count)) + Vec<acc_t>(L);
+          return product(exp<acc_t>(surprisal.neg()), surprisal);
+        });
+      });
+    }
+    results.entropy[r] = acc_t(entropy);
+  }
   if (!results.prediction) return;
   const auto first = [&](int64_t c, auto is_it) {  // in the run from c, or −1
     const int64_t at = find_logit(cap, row + c, std::min(CHUNK, x.classes - c), buffer, is_it);
@@ -278,18 +300,18 @@ struct BlockPrediction {
 };
 
 template <typename acc_t>
-void forward_block(const Problem<acc_t>& q, double weight_sum, const RowResults<acc_t>& results,
-                   const Block& b) {
-  const View& x = q.x;
+void forward_block(const Problem<acc_t>& problem, double weight_sum,
+                   const RowResults<acc_t>& results, const Block& b) {
+  const View& x = problem.x;
   const Source<acc_t> source(x.tensor);
-  const Cap<acc_t> cap(q.o);
+  const Cap<acc_t> cap(problem.o);
   Tile<acc_t> tile(source, x, b);
-  const View dense = q.dense();
+  const View dense = problem.dense();
   std::optional<Tile<acc_t>> probabilities;
-  if (q.soft()) probabilities.emplace(q.target.probabilities, dense, b);
+  if (problem.soft()) probabilities.emplace(problem.target.probabilities, dense, b);
   BlockStatistics<acc_t> found(b.n);
   BlockPrediction<acc_t> prediction;
-  const bool spread = q.soft() || q.smooth();
+  const bool spread = problem.soft() || problem.smooth();
   acc_t reference[BLOCK];  // of Σ ỹ (reference − z), a logit: no digits are lost
   double distance[BLOCK], mass[BLOCK];
   each_run(x.classes, [&](int64_t first, int64_t count) {
@@ -300,32 +322,32 @@ void forward_block(const Problem<acc_t>& q, double weight_sum, const RowResults<
     if (!spread) return;
     if (first == 0) {
       std::fill_n(distance, b.n, 0.0);
-      std::fill_n(mass, b.n, q.soft() ? 0.0 : weight_sum);
+      std::fill_n(mass, b.n, problem.soft() ? 0.0 : weight_sum);
       for (int64_t i = 0; i < b.n; ++i) {
         reference[i] = std::isfinite(found.max[i]) ? found.max[i] : acc_t(0);
       }
     }
-    const acc_t* y = q.soft() ? probabilities->read(first, count) : nullptr;
+    const acc_t* y = problem.soft() ? probabilities->read(first, count) : nullptr;
     const auto share = [&](int64_t k, int64_t i, int64_t n) INLINE {
-      const Vec<acc_t> w(q.weight ? q.weight[first + k] : acc_t(1));
-      return y ? q.weighted(Vec<acc_t>::loadu(y + k * b.n + i, n), w) : w;
+      const Vec<acc_t> w(problem.weight ? problem.weight[first + k] : acc_t(1));
+      return y ? problem.weighted(Vec<acc_t>::loadu(y + k * b.n + i, n), w) : w;
     };
     block_add<acc_t>(count, b.n, distance, [&](int64_t k, int64_t i, int64_t n) INLINE {
       return product(share(k, i, n), Vec<acc_t>::loadu(reference + i, n) -
                                          Vec<acc_t>::loadu(z + k * b.n + i, n));
     });
-    if (q.soft()) block_add<acc_t>(count, b.n, mass, share);
+    if (problem.soft()) block_add<acc_t>(count, b.n, mass, share);
   });
 
   acc_t S[BLOCK], L[BLOCK];
   found.finish(b.n, S, L);
   const acc_t* M = found.max;
   const auto label_of = [&](int64_t i) {
-    return Label<acc_t>(q.target.labels[b.first + i], x.classes, q.weight, q.o);
+    return Label<acc_t>(problem.target.labels[b.first + i], x.classes, problem.weight, problem.o);
   };
   acc_t nll[BLOCK];
   std::fill_n(nll, b.n, acc_t(0));
-  if (!q.soft()) {
+  if (!problem.soft()) {
     const acc_t* only_run = x.classes <= RUN ? tile.read(0, x.classes) : nullptr;
     for (int64_t i = 0; i < b.n; ++i) {
       const int64_t t = label_of(i).t;
@@ -335,35 +357,49 @@ void forward_block(const Problem<acc_t>& q, double weight_sum, const RowResults<
     for (int64_t i = 0; i < b.n; ++i) nll[i] = (M[i] - nll[i]) + L[i];
   }
   acc_t* loss = results.loss + b.first;
-  if (spread || q.weight || q.o.z_loss) {
+  if (spread || problem.weight || problem.o.z_loss) {
     for (int64_t i = 0; i < b.n; ++i) {
       acc_t even = 0;
       if (spread) {
         even =
             acc_t(distance[i] + mass[i] * ((double(M[i]) - double(reference[i])) + double(L[i])));
       }
-      const Label<acc_t> label = q.soft() ? Label<acc_t>() : label_of(i);
-      loss[i] = q.loss(q.soft() ? nullptr : &label, nll[i], even, M[i] + L[i]);
+      const Label<acc_t> label = problem.soft() ? Label<acc_t>() : label_of(i);
+      loss[i] = problem.loss(problem.soft() ? nullptr : &label, nll[i], even, M[i] + L[i]);
     }
   } else {
     std::copy_n(nll, b.n, loss);
   }
+  if (results.entropy) {
+    double entropy[BLOCK] = {};
+    each_run(x.classes, [&](int64_t first, int64_t count) {
+      acc_t* z = tile.read(first, count);
+      if (x.classes > RUN) cap(z, count * b.n, z);  // an only run is there, and capped
+      block_add<acc_t>(count, b.n, entropy, [&](int64_t k, int64_t i, int64_t n) INLINE {
+        const auto surprisal = (Vec<acc_t>::loadu(M + i, n) -
+                                Vec<acc_t>::loadu(z + k * b.n + i, n)) +
+            Vec<acc_t>::loadu(L + i, n);
+        return product(exp<acc_t>(surprisal.neg()), surprisal);
+      });
+    });
+    std::copy_n(entropy, b.n, results.entropy + b.first);
+  }
   std::copy_n(M, b.n, results.max + b.first);
   std::copy_n(L, b.n, results.log_sum + b.first);
   if (results.prediction) std::copy_n(prediction.at, b.n, results.prediction + b.first);
-  if (q.soft()) return;
+  if (problem.soft()) return;
   for (int64_t i = 0; i < b.n; ++i) {
     if (const auto label = label_of(i); !label.counts) results.unread(b.first + i, label.ignored);
   }
 }
 
 template <typename T>
-void cross_entropy_kernel(const Problem<acc_of<T>>& q, const RowResults<acc_of<T>>& results) {
-  const double weights = weight_sum(q);
-  if (in_blocks(q.x)) {
-    each_block(q.x, [&](const Block& b) { forward_block(q, weights, results, b); });
+void cross_entropy_kernel(const Problem<acc_of<T>>& problem, const RowResults<acc_of<T>>& results) {
+  const double weights = weight_sum(problem);
+  if (in_blocks(problem.x)) {
+    each_block(problem.x, [&](const Block& b) { forward_block(problem, weights, results, b); });
   } else {
-    each_row(q.x, [&](int64_t r) { forward_row<T>(q, weights, results, r); });
+    each_row(problem.x, [&](int64_t r) { forward_row<T>(problem, weights, results, r); });
   }
 }
 
@@ -378,52 +414,55 @@ struct PerRow {
 
 template <typename acc_t>
 struct Upstream {
-  PerRow<acc_t> g, h;  // of ℓ, and of lse (may be null)
+  PerRow<acc_t> g, q;  // of ℓ, and of lse (may be null)
   const acc_t *max, *log_sum;
 
-  // a = g·(m + 2λ·lse) + h
+  // a = g·(m + 2λ·lse) + q
   acc_t factor(int64_t r, acc_t mass, const Options& o) const {
     const acc_t lse = max[r] + log_sum[r];
-    return g[r] * (o.z_loss ? mass + acc_t(2 * o.z_loss) * lse : mass) + h[r];
+    return g[r] * (o.z_loss ? mass + acc_t(2 * o.z_loss) * lse : mass) + q[r];
   }
 };
 
 // m = Σ_k ỹ_k; for labels, from the mean of the class weights.
 template <typename acc_t>
-acc_t row_mass(const Problem<acc_t>& q, const Label<acc_t>& label, acc_t mean_weight, int64_t r) {
-  if (!q.soft()) {
-    const bool all = q.weight && q.smooth();
-    return all ? q.rest() * label.weight + acc_t(q.o.label_smoothing) * mean_weight : label.weight;
+acc_t row_mass(const Problem<acc_t>& problem, const Label<acc_t>& label, acc_t mean_weight,
+               int64_t r) {
+  if (!problem.soft()) {
+    const bool all = problem.weight && problem.smooth();
+    return all ? problem.rest() * label.weight + acc_t(problem.o.label_smoothing) * mean_weight
+               : label.weight;
   }
   acc_t buffer[CHUNK];
   double total = 0;
-  for (int64_t c = 0; c < q.x.classes; c += CHUNK) {
-    const int64_t n = std::min(CHUNK, q.x.classes - c);
-    const acc_t* y = q.target.probabilities.load(r * q.x.classes + c, n, buffer);
-    total += sum<acc_t>(n, shares(q, c, y));
+  for (int64_t c = 0; c < problem.x.classes; c += CHUNK) {
+    const int64_t n = std::min(CHUNK, problem.x.classes - c);
+    const acc_t* y = problem.target.probabilities.load(r * problem.x.classes + c, n, buffer);
+    total += sum<acc_t>(n, shares(problem, c, y));
   }
   return acc_t(total);
 }
 
 template <typename T>
-void backward_row(const Problem<acc_of<T>>& q, const Upstream<acc_of<T>>& up,
+void backward_row(const Problem<acc_of<T>>& problem, const Upstream<acc_of<T>>& up,
                   acc_of<T> mean_weight, const View& out, int64_t r) {
   using acc_t = acc_of<T>;
-  const View& x = q.x;
+  const View& x = problem.x;
   const T* const row = x.tensor.const_data_ptr<T>() + r * x.stride;
   T* const to = out.tensor.mutable_data_ptr<T>() + r * out.stride;
-  const Cap<acc_t> cap(q.o);
+  const Cap<acc_t> cap(problem.o);
   acc_t buffer[CHUNK], y_buffer[CHUNK];
-  const Label<acc_t> label(q.soft() ? 0 : q.target.labels[r], x.classes, q.weight, q.o);
-  if (!q.soft() && label.ignored) {
+  const Label<acc_t> label(problem.soft() ? 0 : problem.target.labels[r], x.classes, problem.weight,
+                           problem.o);
+  if (!problem.soft() && label.ignored) {
     std::fill_n(to, x.classes, T(0));
     return;
   }
 
   const acc_t g = up.g[r];
-  const acc_t mass = row_mass(q, label, mean_weight, r);
-  const acc_t a = q.soft() || label.counts ? up.factor(r, mass, q.o) : acc_t(NAN);
-  const Vec<acc_t> A(a), G(g), M(up.max[r]), L(up.log_sum[r]), even(q.share() * g);
+  const acc_t mass = row_mass(problem, label, mean_weight, r);
+  const acc_t a = problem.soft() || label.counts ? up.factor(r, mass, problem.o) : acc_t(NAN);
+  const Vec<acc_t> A(a), G(g), M(up.max[r]), L(up.log_sum[r]), even(problem.share() * g);
   for (int64_t c = 0; c < x.classes; c += CHUNK) {
     const int64_t n = std::min(CHUNK, x.classes - c);
     with_logits(cap, row + c, n, buffer, [&](auto z, auto capped) {
@@ -438,10 +477,10 @@ void backward_row(const Problem<acc_of<T>>& q, const Upstream<acc_of<T>>& up,
           return dz;
         };
         const int64_t t = label.t - c;
-        const bool named = !q.soft() && t >= 0 && t < n;
+        const bool named = !problem.soft() && t >= 0 && t < n;
         T at_label;  // taken first: the gradient may take the place of the logits
         if (named) {
-          const Vec<acc_t> y(q.rest() * label.weight * g);
+          const Vec<acc_t> y(problem.rest() * label.weight * g);
           fill(&at_label, 1, [=](int64_t, int64_t) { return dx(t, 1, d(t, 1) - y); });
         }
         fill(to + c, n, [=](int64_t i, int64_t count) INLINE {
@@ -449,16 +488,17 @@ void backward_row(const Problem<acc_of<T>>& q, const Upstream<acc_of<T>>& up,
         });
         if (named) to[c + t] = at_label;
       };
-      if (q.soft()) {
-        const auto y = shares(q, c, q.target.probabilities.load(r * x.classes + c, n, y_buffer));
+      if (problem.soft()) {
+        const auto y =
+            shares(problem, c, problem.target.probabilities.load(r * x.classes + c, n, y_buffer));
         write([=](int64_t i, int64_t count) INLINE {
           return A * p(i, count) - G * y(i, count);
         });
-      } else if (q.smooth() && q.weight) {
-        write([=, w = q.weight + c](int64_t i, int64_t count) INLINE {
+      } else if (problem.smooth() && problem.weight) {
+        write([=, w = problem.weight + c](int64_t i, int64_t count) INLINE {
           return A * p(i, count) - even * Vec<acc_t>::loadu(w + i, count);
         });
-      } else if (q.smooth()) {
+      } else if (problem.smooth()) {
         write([=](int64_t i, int64_t count) INLINE { return A * p(i, count) - even; });
       } else {
         write([=](int64_t i, int64_t count) INLINE { return A * p(i, count); });
@@ -468,23 +508,23 @@ void backward_row(const Problem<acc_of<T>>& q, const Upstream<acc_of<T>>& up,
 }
 
 template <typename acc_t>
-void backward_block(const Problem<acc_t>& q, const Upstream<acc_t>& up, acc_t mean_weight,
+void backward_block(const Problem<acc_t>& problem, const Upstream<acc_t>& up, acc_t mean_weight,
                     const Sink<acc_t>& sink, const View& out, const Block& b) {
-  const View& x = q.x;
+  const View& x = problem.x;
   const Source<acc_t> source(x.tensor);
-  const Cap<acc_t> cap(q.o);
+  const Cap<acc_t> cap(problem.o);
   Tile<acc_t> tile(source, x, b);
   SliceSink<acc_t> to(sink, out, b);
-  const View dense = q.dense();
+  const View dense = problem.dense();
   std::optional<Tile<acc_t>> probabilities;
   double mass[BLOCK] = {};
-  if (q.soft()) {
-    probabilities.emplace(q.target.probabilities, dense, b);
+  if (problem.soft()) {
+    probabilities.emplace(problem.target.probabilities, dense, b);
     each_run(x.classes, [&](int64_t first, int64_t count) {
       const acc_t* y = probabilities->read(first, count);
       block_add<acc_t>(count, b.n, mass, [&](int64_t k, int64_t i, int64_t n) INLINE {
-        const Vec<acc_t> w(q.weight ? q.weight[first + k] : acc_t(1));
-        return q.weighted(Vec<acc_t>::loadu(y + k * b.n + i, n), w);
+        const Vec<acc_t> w(problem.weight ? problem.weight[first + k] : acc_t(1));
+        return problem.weighted(Vec<acc_t>::loadu(y + k * b.n + i, n), w);
       });
     });
   }
@@ -494,33 +534,35 @@ void backward_block(const Problem<acc_t>& q, const Upstream<acc_t>& up, acc_t me
   bool any_ignored = false;
   for (int64_t i = 0; i < b.n; ++i) {
     const int64_t r = b.first + i;
-    const Label<acc_t> label(q.soft() ? 0 : q.target.labels[r], x.classes, q.weight, q.o);
-    const bool ignored = !q.soft() && label.ignored;
+    const Label<acc_t> label(problem.soft() ? 0 : problem.target.labels[r], x.classes,
+                             problem.weight, problem.o);
+    const bool ignored = !problem.soft() && label.ignored;
     counted[i] = !ignored;
     any_ignored |= ignored;
     M[i] = up.max[r];
     L[i] = up.log_sum[r];
     g[i] = up.g[r];
     t[i] = label.t;
-    named[i] = q.rest() * label.weight * g[i];
-    const acc_t m = q.soft() ? acc_t(mass[i])
-        : q.weight && q.smooth()
-        ? q.rest() * label.weight + acc_t(q.o.label_smoothing) * mean_weight
+    named[i] = problem.rest() * label.weight * g[i];
+    const acc_t m = problem.soft() ? acc_t(mass[i])
+        : problem.weight && problem.smooth()
+        ? problem.rest() * label.weight + acc_t(problem.o.label_smoothing) * mean_weight
         : label.weight;
-    a[i] = q.soft() || label.counts ? up.factor(r, m, q.o) : acc_t(NAN);
+    a[i] = problem.soft() || label.counts ? up.factor(r, m, problem.o) : acc_t(NAN);
   }
 
   each_run(x.classes, [&](int64_t first, int64_t count) {
     acc_t* tile_z = tile.read(first, count);
     cap(tile_z, count * b.n, tile_z);
-    const acc_t* y = q.soft() ? probabilities->read(first, count) : nullptr;
+    const acc_t* y = problem.soft() ? probabilities->read(first, count) : nullptr;
     acc_t in_run[BLOCK];  // the label's class in the run, or −1
     for (int64_t i = 0; i < b.n; ++i) {
       in_run[i] = t[i] >= first && t[i] < first + count ? acc_t(t[i] - first) : acc_t(-1);
     }
     for (int64_t k = 0; k < count; ++k) {
       const acc_t *z = tile_z + k * b.n, *p = y ? y + k * b.n : nullptr;
-      const Vec<acc_t> w(q.weight ? q.weight[first + k] : acc_t(1)), even(q.share());
+      const Vec<acc_t> w(problem.weight ? problem.weight[first + k] : acc_t(1)),
+          even(problem.share());
       const Vec<acc_t> at_k{acc_t(k)};
       acc_t* d = to.begin(first + k);
       each_vector<acc_t>(b.n, [&](int64_t i, int64_t n) INLINE {
@@ -528,9 +570,9 @@ void backward_block(const Problem<acc_t>& q, const Upstream<acc_t>& up, acc_t me
         auto dz = Vec<acc_t>::loadu(a + i, n) *
             exp<acc_t>((zi - Vec<acc_t>::loadu(M + i, n)) - Vec<acc_t>::loadu(L + i, n));
         if (p) {
-          dz = dz - Vec<acc_t>::loadu(g + i, n) * q.weighted(Vec<acc_t>::loadu(p + i, n), w);
+          dz = dz - Vec<acc_t>::loadu(g + i, n) * problem.weighted(Vec<acc_t>::loadu(p + i, n), w);
         } else {
-          if (q.smooth()) dz = dz - even * Vec<acc_t>::loadu(g + i, n) * w;
+          if (problem.smooth()) dz = dz - even * Vec<acc_t>::loadu(g + i, n) * w;
           dz = dz - ((Vec<acc_t>::loadu(in_run + i, n) == at_k) & Vec<acc_t>::loadu(named + i, n));
         }
         if (!cap.identity()) dz = cap.chain(dz, zi);
@@ -546,15 +588,15 @@ void backward_block(const Problem<acc_t>& q, const Upstream<acc_t>& up, acc_t me
 }
 
 template <typename T>
-void cross_entropy_vjp_kernel(const Problem<acc_of<T>>& q, const Upstream<acc_of<T>>& up,
+void cross_entropy_vjp_kernel(const Problem<acc_of<T>>& problem, const Upstream<acc_of<T>>& up,
                               const View& out) {
   using acc_t = acc_of<T>;
-  const acc_t mean = acc_t(weight_sum(q) / double(q.x.classes));
-  if (in_blocks(q.x)) {
+  const acc_t mean = acc_t(weight_sum(problem) / double(problem.x.classes));
+  if (in_blocks(problem.x)) {
     const Sink<acc_t> sink(out.tensor);
-    each_block(q.x, [&](const Block& b) { backward_block(q, up, mean, sink, out, b); });
+    each_block(problem.x, [&](const Block& b) { backward_block(problem, up, mean, sink, out, b); });
   } else {
-    each_row(q.x, [&](int64_t r) { backward_row<T>(q, up, mean, out, r); });
+    each_row(problem.x, [&](int64_t r) { backward_row<T>(problem, up, mean, out, r); });
   }
 }
 

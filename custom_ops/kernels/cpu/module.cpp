@@ -1,22 +1,27 @@
-// The operators as torch sees them: custom_ops::… for the CPU, and the same functions for Python to
+// The operators of kernels/operators.py for the CPU, and the same functions for Python to
 // call directly where nothing watches the operators.
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 #include <torch/version.h>
 
 #include "check.h"
-#include "nodes.h"
+#include "../../node/cross_entropy.h"
+#include "../../node/softmax.h"
 #include "operators.h"
 #include "products.h"
 
 namespace custom_ops {
 namespace {
 
-using Weight = const std::optional<Tensor>&;
+using Optional = const std::optional<Tensor>&;
+using Numbers = at::ArrayRef<double>;
 
-Options options(int64_t ignore_index, double label_smoothing, double z_loss, double logit_scale,
-                std::optional<double> softcap) {
-  return {ignore_index, label_smoothing, z_loss, logit_scale, softcap.value_or(0)};
+// `Options.flat` of kernels/problem.py, put together.
+Options options(int64_t dim, c10::ScalarType dtype, int64_t ignore_index, Numbers numbers) {
+  TORCH_CHECK_VALUE(numbers.size() == 4,
+                    "numbers must be label_smoothing, z_loss, logit_scale and ", "softcap, got ",
+                    numbers);
+  return {dim, dtype, ignore_index, numbers[0], numbers[1], numbers[2], numbers[3]};
 }
 
 Tensor softmax_op(const Tensor& input, int64_t dim, bool log) {
@@ -37,71 +42,57 @@ Tensor total_op(const Tensor& input) {
   return total(input);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_op(
-    const Tensor& input, const Tensor& target, Weight weight, int64_t dim, c10::ScalarType dtype,
-    int64_t ignore_index, double label_smoothing, double z_loss, double logit_scale,
-    std::optional<double> softcap, bool predict) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cross_entropy_op(
+    const Tensor& input, const Tensor& target, Optional weight, int64_t dim, c10::ScalarType dtype,
+    int64_t ignore_index, Numbers numbers, bool stats) {
   check_problem(input, target, weight, dim, dtype);
-  const Options o = options(ignore_index, label_smoothing, z_loss, logit_scale, softcap);
-  return cross_entropy(input, target, weight, dim, dtype, predict, o);
+  Options o = options(dim, dtype, ignore_index, numbers);
+  o.stats = stats;
+  const Found found = cross_entropy(input, target, weight, o);
+  return {found.loss, found.M, found.L, found.prediction, found.entropy};
 }
 
 template <bool inplace>
-Tensor vjp_op(const Tensor& input, const Tensor& target, Weight weight, const Tensor& g, Weight h,
-              const Tensor& M, const Tensor& L, int64_t dim, int64_t ignore_index,
-              double label_smoothing, double z_loss, double logit_scale,
-              std::optional<double> softcap) {
-  check_problem(input, target, weight, dim, M.scalar_type());
-  check_upstream(input, dim, g, h, M, L);
-  const Options o = options(ignore_index, label_smoothing, z_loss, logit_scale, softcap);
-  return cross_entropy_vjp(input, target, weight, g, h, M, L, dim, inplace, o);
+Tensor vjp_op(const Tensor& input, const Tensor& target, Optional weight, const Tensor& g,
+              Optional q, const Tensor& M, const Tensor& L, int64_t dim, c10::ScalarType dtype,
+              int64_t ignore_index, Numbers numbers) {
+  check_problem(input, target, weight, dim, dtype);
+  check_upstream(input, dim, g, q, M, L);
+  Options o = options(dim, dtype, ignore_index, numbers);
+  o.inplace = inplace;
+  return cross_entropy_vjp(input, target, weight, Rows(g, q, M, L), o);
 }
 
-void vjp_inplace_op(const Tensor& input, const Tensor& target, Weight weight, const Tensor& g,
-                    Weight h, const Tensor& M, const Tensor& L, int64_t dim, int64_t ignore_index,
-                    double label_smoothing, double z_loss, double logit_scale,
-                    std::optional<double> softcap) {
-  vjp_op<true>(input, target, weight, g, h, M, L, dim, ignore_index, label_smoothing, z_loss,
-               logit_scale, softcap);
+void vjp_inplace_op(const Tensor& input, const Tensor& target, Optional weight, const Tensor& g,
+                    Optional q, const Tensor& M, const Tensor& L, int64_t dim,
+                    c10::ScalarType dtype, int64_t ignore_index, Numbers numbers) {
+  vjp_op<true>(input, target, weight, g, q, M, L, dim, dtype, ignore_index, numbers);
 }
 
-std::tuple<Tensor, Tensor> hvp_op(const Tensor& z, const Tensor& target, Weight weight,
-                                  const Tensor& u, const Tensor& g, Weight h, const Tensor& M,
-                                  const Tensor& L, int64_t ignore_index, double label_smoothing,
-                                  double z_loss) {
-  TORCH_CHECK_VALUE(z.dim() == 2, "z must be (N, C), got shape ", z.sizes());
-  check_problem(z, target, weight, 1, M.scalar_type());
+std::tuple<Tensor, Tensor> hvp_op(const Tensor& z, const Tensor& target, Optional weight,
+                                  const Tensor& u, const Tensor& g, Optional q, const Tensor& M,
+                                  const Tensor& L, int64_t dim, c10::ScalarType dtype,
+                                  int64_t ignore_index, Numbers numbers) {
+  TORCH_CHECK_VALUE(z.dim() == 2 && dim == 1, "z must be (N, C) with dim 1, got shape ", z.sizes(),
+                    " and dim ", dim);
+  check_problem(z, target, weight, 1, dtype);
   check_like("u", u, z.sizes(), z.scalar_type());
-  check_upstream(z, 1, g, h, M, L);
-  const Options o = options(ignore_index, label_smoothing, z_loss, 1, std::nullopt);
-  return cross_entropy_hvp(z, target, weight, u, g, h, M, L, o);
+  check_upstream(z, 1, g, q, M, L);
+  const Options o = options(1, dtype, ignore_index, numbers);
+  TORCH_CHECK_VALUE(o.logit_scale == 1 && o.softcap == 0, "z must be without scale and cap");
+  return cross_entropy_hvp(z, target, weight, u, Rows(g, q, M, L), o);
+}
+
+// An operator as Python calls it directly, with a list for its numbers.
+template <typename Result, typename... Args>
+auto direct_of(Result (*op)(Args...)) {
+  return
+      [op](std::conditional_t<std::is_same_v<Args, Numbers>, std::vector<double>, Args>... args) {
+        return op(args...);
+      };
 }
 
 }  // namespace
-
-TORCH_LIBRARY_FRAGMENT(custom_ops, m) {
-  m.def("softmax(Tensor input, int dim, bool log) -> Tensor");
-  m.def("contract(Tensor p, Tensor v, int dim) -> Tensor");
-  m.def("log_softmax_vjp(Tensor y, Tensor v, int dim) -> Tensor");
-  m.def("log_softmax_jvp(Tensor y, Tensor v, int dim) -> Tensor");
-  m.def(
-      "cross_entropy(Tensor input, Tensor target, Tensor? weight, int dim, ScalarType dtype, "
-      "int ignore_index, float label_smoothing, float z_loss, float logit_scale, float? softcap, "
-      "bool predict) -> (Tensor, Tensor, Tensor, Tensor)");
-  m.def(
-      "cross_entropy_vjp(Tensor input, Tensor target, Tensor? weight, Tensor g, Tensor? h, "
-      "Tensor M, Tensor L, int dim, int ignore_index, float label_smoothing, float z_loss, "
-      "float logit_scale, float? softcap) -> Tensor");
-  m.def(
-      "cross_entropy_vjp_(Tensor(a!) input, Tensor target, Tensor? weight, Tensor g, Tensor? h, "
-      "Tensor M, Tensor L, int dim, int ignore_index, float label_smoothing, float z_loss, "
-      "float logit_scale, float? softcap) -> ()");
-  m.def(
-      "cross_entropy_hvp_(Tensor(a!) z, Tensor target, Tensor? weight, Tensor(b!) u, Tensor g, "
-      "Tensor? h, Tensor M, Tensor L, int ignore_index, float label_smoothing, float z_loss) -> "
-      "(Tensor, Tensor)");
-  m.def("total(Tensor input) -> Tensor");
-}
 
 TORCH_LIBRARY_IMPL(custom_ops, CPU, m) {
   m.impl("softmax", softmax_op);
@@ -128,10 +119,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   direct.def("log_softmax_vjp", map_op<Map::log_softmax_vjp>, no_gil);
   direct.def("log_softmax_jvp", map_op<Map::log_softmax_jvp>, no_gil);
   direct.def("total", total_op, no_gil);
-  direct.def("cross_entropy", cross_entropy_op, no_gil);
-  direct.def("cross_entropy_vjp", vjp_op<false>, no_gil);
-  direct.def("cross_entropy_vjp_", vjp_inplace_op, no_gil);
-  direct.def("cross_entropy_hvp_", hvp_op, no_gil);
+  direct.def("cross_entropy", direct_of(cross_entropy_op), no_gil);
+  direct.def("cross_entropy_vjp", direct_of(vjp_op<false>), no_gil);
+  direct.def("cross_entropy_vjp_", direct_of(vjp_inplace_op), no_gil);
+  direct.def("cross_entropy_hvp_", direct_of(hvp_op), no_gil);
 
   m.def("softmax", softmax_node<false>);
   m.def("log_softmax", softmax_node<true>);

@@ -106,20 +106,22 @@ inline void check_labels(const Tensor& labels, int64_t classes, int64_t ignore_i
   }
 }
 
-// What the functions below read, in the layouts in which the kernels read it.
+// A cross-entropy, in the layouts in which the kernels read it.
 struct Inputs {
   View x;
   Tensor target, weight;
+  const Options& o;
 
   Inputs(const Tensor& input, const Tensor& target_, const std::optional<Tensor>& weight_,
-         int64_t dim)
-      : x(view(input, dim)) {
-    target = target_.is_floating_point() ? view_like(x, target_, dim).tensor : target_.contiguous();
+         const Options& o)
+      : x(view(input, o.dim)), o(o) {
+    target =
+        target_.is_floating_point() ? view_like(x, target_, o.dim).tensor : target_.contiguous();
     if (weight_) weight = weight_->contiguous();
   }
 
   template <typename acc_t>
-  Problem<acc_t> problem(const Options& o) const {
+  Problem<acc_t> problem() const {
     Target<acc_t> t;
     if (target.is_floating_point()) {
       t.probabilities = Source<acc_t>(target);
@@ -130,102 +132,103 @@ struct Inputs {
   }
 };
 
-// ℓ, M, L and the prediction (empty unless it is wanted), one a row, as `dtype`. `input` is of
-// `dtype` or of a half type, labels are int64, and the weights are of `dtype`.
-inline std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy(
-    const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight, int64_t dim,
-    c10::ScalarType dtype, bool predict, const Options& o) {
-  const Inputs in(input, target, weight, dim);
+// What the forward finds, one a row; the last two are empty unless they are wanted.
+struct Found {
+  Tensor loss, M, L, prediction, entropy;
+};
+
+// `input` is of the options' dtype or of a half type, labels are int64, the weights of that dtype.
+inline Found cross_entropy(const Tensor& input, const Tensor& target,
+                           const std::optional<Tensor>& weight, const Options& o) {
+  const Inputs in(input, target, weight, o);
   if (!target.is_floating_point()) check_labels(in.target, in.x.classes, o.ignore_index);
-  const auto rows = row_sizes(input, dim);
-  const auto options = input.options().dtype(dtype);
-  Tensor loss = at::empty(rows, options);
-  Tensor M = at::empty(rows, options), L = at::empty(rows, options);
-  Tensor prediction = predict ? at::empty(rows, options.dtype(c10::kLong))
-                              : at::empty({0}, options.dtype(c10::kLong));
+  const auto rows = row_sizes(input, o.dim);
+  const auto of_stats = o.stats ? rows : std::vector<int64_t>{0};
+  const auto type = input.options().dtype(o.dtype);
+  const Found found{at::empty(rows, type), at::empty(rows, type), at::empty(rows, type),
+                    at::empty(of_stats, type.dtype(c10::kLong)), at::empty(of_stats, type)};
   if (in.x.classes == 0) {
-    for (const auto& empty : {loss, M, L}) empty.zero_();
-    prediction.fill_(-1);
-    return {loss, M, L, prediction};
+    for (const auto& empty : {found.loss, found.M, found.L, found.entropy}) empty.zero_();
+    found.prediction.fill_(-1);
+    return found;
   }
   dispatch_storage(input.scalar_type(), [&](auto number) {
     using T = decltype(number);
     using acc_t = acc_of<T>;
-    cross_entropy_kernel<T>(
-        in.problem<acc_t>(o),
-        {loss.mutable_data_ptr<acc_t>(), M.mutable_data_ptr<acc_t>(), L.mutable_data_ptr<acc_t>(),
-         predict ? prediction.mutable_data_ptr<int64_t>() : nullptr});
+    RowResults<acc_t> results{found.loss.mutable_data_ptr<acc_t>(),
+                              found.M.mutable_data_ptr<acc_t>(),
+                              found.L.mutable_data_ptr<acc_t>()};
+    if (o.stats) {
+      results.prediction = found.prediction.mutable_data_ptr<int64_t>();
+      results.entropy = found.entropy.mutable_data_ptr<acc_t>();
+    }
+    cross_entropy_kernel<T>(in.problem<acc_t>(), results);
   });
-  return {loss, M, L, prediction};
+  return found;
 }
 
 // What a backward is given, one a row; g also one for all, as a sum over the rows hands it on.
-struct Given {
+struct Rows {
   bool one;
-  Tensor g, h, M, L;
+  Tensor g, q, M, L;
 
-  Given(const Tensor& g_, const std::optional<Tensor>& h_, const Tensor& M_, const Tensor& L_)
+  Rows(const Tensor& g_, const std::optional<Tensor>& q_, const Tensor& M_, const Tensor& L_)
       : one(std::all_of(g_.strides().begin(), g_.strides().end(), [](auto s) { return !s; })),
         g(one ? g_ : g_.contiguous()),
-        h(h_ ? h_->contiguous() : Tensor()),
+        q(q_ ? q_->contiguous() : Tensor()),
         M(M_.contiguous()),
         L(L_.contiguous()) {}
 
   template <typename acc_t>
   Upstream<acc_t> upstream() const {
     return {{g.const_data_ptr<acc_t>(), one ? 0 : 1},
-            {h.defined() ? h.const_data_ptr<acc_t>() : nullptr, 1},
+            {q.defined() ? q.const_data_ptr<acc_t>() : nullptr, 1},
             M.const_data_ptr<acc_t>(),
             L.const_data_ptr<acc_t>()};
   }
 };
 
-// z'(x) ⊙ (a·p − g·ỹ), in fresh memory or in that of the input, whose version is raised then.
+// z' ⊙ (a·p − g·ỹ), in fresh memory or in that of the input, whose version is raised then.
 inline Tensor cross_entropy_vjp(const Tensor& logits, const Tensor& target,
-                                const std::optional<Tensor>& weight, const Tensor& g,
-                                const std::optional<Tensor>& h, const Tensor& M, const Tensor& L,
-                                int64_t dim, bool inplace, const Options& o) {
-  const Tensor input = inplace ? logits.detach() : logits;
-  const Inputs in(input, target, weight, dim);
-  const bool in_place = inplace && in.x.tensor.is_alias_of(input);
+                                const std::optional<Tensor>& weight, const Rows& rows,
+                                const Options& o) {
+  const Tensor input = o.inplace ? logits.detach() : logits;
+  const Inputs in(input, target, weight, o);
+  const bool in_place = o.inplace && in.x.tensor.is_alias_of(input);
   const View out = in_place ? in.x : fresh_like(in.x);
-  const Given given(g, h, M, L);
   dispatch_storage(input.scalar_type(), [&](auto number) {
     using T = decltype(number);
     using acc_t = acc_of<T>;
-    cross_entropy_vjp_kernel<T>(in.problem<acc_t>(o), given.upstream<acc_t>(), out);
+    cross_entropy_vjp_kernel<T>(in.problem<acc_t>(), rows.upstream<acc_t>(), out);
   });
-  if (!inplace) return unview(out, dim);
+  if (!o.inplace) return unview(out, o.dim);
   if (in_place) {
     input.unsafeGetTensorImpl()->bump_version();
   } else {
-    input.copy_(unview(out, dim));
+    input.copy_(unview(out, o.dim));
   }
   return input;
 }
 
 // The gradient in the place of z and its change along u in that of u, both (rows, classes) and
-// contiguous; returns what u is to g and h.
+// contiguous; returns the gradients that u gives to g and q.
 inline std::tuple<Tensor, Tensor> cross_entropy_hvp(const Tensor& z, const Tensor& target,
                                                     const std::optional<Tensor>& weight,
-                                                    const Tensor& u, const Tensor& g,
-                                                    const std::optional<Tensor>& h,
-                                                    const Tensor& M, const Tensor& L,
+                                                    const Tensor& u, const Rows& rows,
                                                     const Options& o) {
-  const Inputs in(z.detach(), target, weight, 1);
-  const Given given(g, h, M, L);
+  const Inputs in(z.detach(), target, weight, o);
   const Tensor direction = u.detach();
   TORCH_CHECK(z.is_contiguous() && u.is_contiguous(), "z and u must be contiguous");
-  Tensor d_g = at::empty_like(given.M), d_h = at::empty_like(given.M);
-  dispatch(M.scalar_type(), [&](auto acc) {
+  Tensor d_g = at::empty_like(rows.M), d_q = at::empty_like(rows.M);
+  dispatch(o.dtype, [&](auto acc) {
     using acc_t = decltype(acc);
-    hessian_kernel<acc_t>(in.problem<acc_t>(o), given.upstream<acc_t>(), direction,
-                          {d_g.mutable_data_ptr<acc_t>(), d_h.mutable_data_ptr<acc_t>()});
+    hessian_kernel<acc_t>(in.problem<acc_t>(), rows.upstream<acc_t>(), direction,
+                          {d_g.mutable_data_ptr<acc_t>(), d_q.mutable_data_ptr<acc_t>()});
   });
   for (const auto& changed : {in.x.tensor, direction}) {
     changed.unsafeGetTensorImpl()->bump_version();
   }
-  return {d_g, d_h};
+  return {d_g, d_q};
 }
 
 }  // namespace custom_ops

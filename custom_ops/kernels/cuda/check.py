@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from custom_ops.kernels.expect import expect
-from custom_ops.kernels.options import statistics_dtype
+from custom_ops.kernels.problem import statistics_dtype
 
 __all__ = ["check_hvp", "check_pair", "check_problem", "check_softmax", "check_vjp"]
 
@@ -59,7 +59,7 @@ def check_vjp(
     target: Tensor,
     weight: Tensor | None,
     g: Tensor,
-    h: Tensor | None,
+    q: Tensor | None,
     M: Tensor,
     L: Tensor,
     dim: int,
@@ -68,9 +68,9 @@ def check_vjp(
     """Raise unless the rows' numbers fit the logits as well; g may be one number for all rows."""
     check_problem(input, target, weight, dim, M.dtype)
     rows = _rows(input, dim)
-    for name, t in (("g", g), ("h", h), ("M", M), ("L", L)):
+    for name, t in (("g", g), ("q", q), ("M", M), ("L", L)):
         if t is not None and not (name == "g" and t.dim() == 0):
-            expect(name, t, rows, t.dtype if name in "gh" else M.dtype, input)
+            expect(name, t, rows, t.dtype if name in "gq" else M.dtype, input)
 
 
 def check_hvp(
@@ -79,7 +79,7 @@ def check_hvp(
     weight: Tensor | None,
     u: Tensor,
     g: Tensor,
-    h: Tensor | None,
+    q: Tensor | None,
     M: Tensor,
     L: Tensor,
     *_: Any,
@@ -88,7 +88,7 @@ def check_hvp(
     if z.dim() != 2:
         raise ValueError(f"z must be (N, C), got shape {tuple(z.shape)}")
     expect("u", u, z.shape, z.dtype, z)
-    check_vjp(z, target, weight, g, h, M, L, 1)
+    check_vjp(z, target, weight, g, q, M, L, 1)
 
 
 def _rows(input: Tensor, dim: int) -> list[int]:

@@ -15,16 +15,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from custom_ops.kernels.cuda.arguments import Arguments
 from custom_ops.kernels.cuda.arithmetic import finite, product, scalar, vanishing_exp
 from custom_ops.kernels.cuda.labels import read_labels, recorded
 from custom_ops.kernels.cuda.launch import launch, on_device
 from custom_ops.kernels.cuda.logits import logits
-from custom_ops.kernels.cuda.problem import Problem
 from custom_ops.kernels.cuda.record import record_of
 from custom_ops.kernels.cuda.rows import cells, multiples, place, row_starts
 from custom_ops.kernels.cuda.targets import share
 from custom_ops.kernels.cuda.tiles import SMALL, ceil_div
+from custom_ops.kernels.eager import capped, entropy
 from custom_ops.kernels.labels import checked_labels
+from custom_ops.kernels.problem import Found, Problem
 
 __all__ = ["cross_entropy"]
 
@@ -342,38 +344,17 @@ def cross_entropy_combined(
     )
 
 
-def cross_entropy(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    dim: int,
-    dtype: torch.dtype,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-    logit_scale: float,
-    softcap: float | None,
-    predict: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return ℓ, M, L and the prediction (empty unless it is wanted), one a row."""
+def cross_entropy(problem: Problem) -> Found:
+    """Return ℓ, M, L and, if they are wanted, the prediction and the entropy, one a row."""
+    input, target, _, o = problem
+    dim, dtype, predict = o.dim, o.dtype, o.stats
     soft = target.is_floating_point()
     report = None if soft else record_of(target)
     if report is not None:
         report.check()
     if not soft and target.device.type == "cpu":
-        target = checked_labels(target, input.shape[dim], ignore_index)
-    q = Problem.of(
-        input,
-        target,
-        weight,
-        dim,
-        dtype,
-        ignore_index,
-        label_smoothing,
-        z_loss,
-        logit_scale,
-        softcap,
-    )
+        target = checked_labels(target, problem.classes, o.ignore_index)
+    q = Arguments.of(problem._replace(target=target))
     shape = [size for d, size in enumerate(input.shape) if d != dim]
     loss, M, L = (torch.empty(shape, dtype=dtype, device=input.device) for _ in range(3))
     prediction = torch.empty(shape if predict else 0, dtype=torch.int64, device=input.device)
@@ -382,16 +363,16 @@ def cross_entropy(
             empty.zero_()
         prediction.fill_(-1)
     if input.numel() == 0:
-        return loss, M, L, prediction
+        return _found(problem, loss, M, L, prediction)
     t, rows = q.tiles, q.x.rows
     given = (q.x.tensor, q.target, q.weight)
     results = (loss, M, L, prediction if predict else None, None if report is None else report.host)
-    numbers = (*q.x.sizes, ignore_index, *q.numbers)
+    numbers = (*q.x.sizes, o.ignore_index, *q.numbers)
     with on_device(input):
         if t.chunks == 1:
             tensors = (*given, *results)
             launch(cross_entropy_whole, t.programs(rows), tensors, (target.dim(), *numbers), q.kind)
-            return loss, M, L, prediction
+            return _found(problem, loss, M, L, prediction)
         numbers += (t.chunks,)
         partials = torch.empty(4, rows, t.chunks, dtype=dtype, device=input.device)
         bests = partials.new_empty(rows, t.chunks, dtype=torch.int32) if predict else None
@@ -405,4 +386,13 @@ def cross_entropy(
             (target.dim(), *numbers),
             q.kind | {"ROWS": together, "num_warps": 4},
         )
-    return loss, M, L, prediction
+    return _found(problem, loss, M, L, prediction)
+
+
+def _found(problem: Problem, loss: Tensor, M: Tensor, L: Tensor, prediction: Tensor) -> Found:
+    if not problem.options.stats:
+        return Found(loss, M, L, None, None)
+    o = problem.options
+    z, _, _ = capped(problem.input, o)
+    H = entropy((M.unsqueeze(o.dim) - z) + L.unsqueeze(o.dim), o.dim)
+    return Found(loss, M, L, prediction, H.masked_fill(prediction < 0, 0.0))

@@ -10,14 +10,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from custom_ops.kernels.cuda.arguments import Arguments
 from custom_ops.kernels.cuda.arithmetic import divided, scalar, vanishing_exp
 from custom_ops.kernels.cuda.labels import read_labels
 from custom_ops.kernels.cuda.launch import launch, on_device
 from custom_ops.kernels.cuda.layout import View, fresh_like, unview
 from custom_ops.kernels.cuda.logits import chained, logits
-from custom_ops.kernels.cuda.problem import Problem
 from custom_ops.kernels.cuda.rows import cells, multiples, place
 from custom_ops.kernels.cuda.targets import label_mass, share
+from custom_ops.kernels.problem import Problem, Rows
 
 __all__ = ["cross_entropy_vjp", "cross_entropy_vjp_"]
 
@@ -148,82 +149,43 @@ def gradient(
     tl.store(out + cells(r, k, inner, out_stride // UNIT * UNIT), d, mask=inside)
 
 
-def _launch(
-    q: Problem,
-    g: Tensor,
-    divisor: Tensor | None,
-    h: Tensor | None,
-    M: Tensor,
-    L: Tensor,
-    out: View,
-) -> None:
-    if q.x.tensor.numel() == 0:
+def _launch(args: Arguments, rows: Rows, divisor: Tensor | None, out: View) -> None:
+    g, h, M, L, _ = rows
+    if args.x.tensor.numel() == 0:
         return
-    t, masses = q.tiles, None
+    t, masses = args.tiles, None
     # one number for all rows, as sum and mean send it, is read as what it is
     one = not any(g.stride())
-    with on_device(q.x.tensor):
-        if q.kind["SOFT"] and t.chunks > 1:
-            masses = M.new_empty(q.x.rows, t.chunks)
-            sizes = (*q.x.sizes, *q.numbers, t.chunks)
-            targets = (q.target, q.weight, masses)
-            launch(mass_partial, t.programs(q.x.rows), targets, sizes, q.kind)
+    with on_device(args.x.tensor):
+        if args.kind["SOFT"] and t.chunks > 1:
+            masses = M.new_empty(args.x.rows, t.chunks)
+            sizes = (*args.x.sizes, *args.numbers, t.chunks)
+            targets = (args.target, args.weight, masses)
+            launch(mass_partial, t.programs(args.x.rows), targets, sizes, args.kind)
         tensors = (
-            *(q.x.tensor, q.target, q.weight, q.mean_weight(), masses),
+            *(args.x.tensor, args.target, args.weight, args.mean_weight(), masses),
             *(g if one else g.contiguous(), divisor, None if h is None else h.contiguous()),
             *(M.contiguous(), L.contiguous(), out.tensor),
         )
         steps = (out.stride, 0 if one else 1)
-        numbers = (*q.x.sizes, *steps, q.ignore_index, *q.numbers, t.chunks)
-        launch(gradient, t.programs(q.x.rows), tensors, numbers, q.kind)
+        numbers = (*args.x.sizes, *steps, args.ignore_index, *args.numbers, t.chunks)
+        launch(gradient, t.programs(args.x.rows), tensors, numbers, args.kind)
 
 
-def cross_entropy_vjp(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    g: Tensor,
-    h: Tensor | None,
-    M: Tensor,
-    L: Tensor,
-    dim: int,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-    logit_scale: float,
-    softcap: float | None,
-    divisor: Tensor | None = None,
-) -> Tensor:
-    """Return z'(x) ⊙ (a·p − g·ỹ), 0 in an ignored row; g is divided by the divisor, if any."""
-    numbers = (ignore_index, label_smoothing, z_loss, logit_scale, softcap)
-    q = Problem.of(input, target, weight, dim, M.dtype, *numbers)
-    out = fresh_like(q.x)
-    _launch(q, g, divisor, h, M, L, out)
-    return unview(out, dim)
+def cross_entropy_vjp(problem: Problem, rows: Rows, divisor: Tensor | None = None) -> Tensor:
+    """Return z' ⊙ (a·p − g·ỹ), 0 in an ignored row; g is divided by the divisor, if any."""
+    args = Arguments.of(problem)
+    out = fresh_like(args.x)
+    _launch(args, rows, divisor, out)
+    return unview(out, problem.options.dim)
 
 
-def cross_entropy_vjp_(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    g: Tensor,
-    h: Tensor | None,
-    M: Tensor,
-    L: Tensor,
-    dim: int,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-    logit_scale: float,
-    softcap: float | None,
-    divisor: Tensor | None = None,
-) -> None:
+def cross_entropy_vjp_(problem: Problem, rows: Rows, divisor: Tensor | None = None) -> None:
     """Write the same over the input."""
-    numbers = (ignore_index, label_smoothing, z_loss, logit_scale, softcap)
-    q = Problem.of(input, target, weight, dim, M.dtype, *numbers)
-    if q.x.tensor.untyped_storage().data_ptr() == input.untyped_storage().data_ptr():
-        _launch(q, g, divisor, h, M, L, q.x)
+    args, input = Arguments.of(problem), problem.input
+    if args.x.tensor.untyped_storage().data_ptr() == input.untyped_storage().data_ptr():
+        _launch(args, rows, divisor, args.x)
     else:  # in no layout that the kernels write
-        out = fresh_like(q.x)
-        _launch(q, g, divisor, h, M, L, out)
-        input.copy_(unview(out, dim))
+        out = fresh_like(args.x)
+        _launch(args, rows, divisor, out)
+        input.copy_(unview(out, problem.options.dim))

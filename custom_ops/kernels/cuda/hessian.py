@@ -12,13 +12,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from custom_ops.kernels.cuda.arguments import Arguments
 from custom_ops.kernels.cuda.arithmetic import product, scalar, vanishing_exp
 from custom_ops.kernels.cuda.labels import read_labels
 from custom_ops.kernels.cuda.launch import launch, on_device, tile_of
-from custom_ops.kernels.cuda.problem import Problem
 from custom_ops.kernels.cuda.rows import cells, multiples, place
 from custom_ops.kernels.cuda.targets import label_mass, share
 from custom_ops.kernels.cuda.tiles import tiles
+from custom_ops.kernels.problem import Problem, Rows
 
 __all__ = ["cross_entropy_hvp_"]
 
@@ -297,39 +298,27 @@ def hessian_chunks(
     write(z, u, d_g, d_h, g, h, r, k, chunk == 0, tile, sums, shape, numbers, Z_LOSS, ACC)
 
 
-def cross_entropy_hvp_(
-    z: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    u: Tensor,
-    g: Tensor,
-    h: Tensor | None,
-    M: Tensor,
-    L: Tensor,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-) -> tuple[Tensor, Tensor]:
+def cross_entropy_hvp_(problem: Problem, u: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
     """Put dz in the place of z and r in that of u; return what u is to g and h."""
+    z, (g, h, M, L, _) = problem.input, rows
     if not (z.is_contiguous() and u.is_contiguous()):
         raise RuntimeError("z and u must be contiguous")
     d_g, d_h = torch.empty_like(M), torch.empty_like(M)
     if z.numel() == 0:
         return d_g.zero_(), d_h.zero_()
-    numbers = (ignore_index, label_smoothing, z_loss, 1.0, None)
-    q = Problem.of(z, target, weight, 1, M.dtype, *numbers)
-    t = tiles(q.x.classes, 1, M.dtype, tensors=3)
-    kind, programs = q.kind | tile_of(q.x.sizes, t), t.programs(q.x.rows)
-    given = (z, u, q.target, q.weight, q.mean_weight())
+    args = Arguments.of(problem)
+    t = tiles(args.x.classes, 1, M.dtype, tensors=3)
+    kind, programs = args.kind | tile_of(args.x.sizes, t), t.programs(args.x.rows)
+    given = (z, u, args.target, args.weight, args.mean_weight())
     upstream = (g.contiguous(), None if h is None else h.contiguous())
-    rows, results = (M.contiguous(), L.contiguous()), (d_g, d_h)
-    sizes = (*q.x.sizes, ignore_index, *q.numbers)
+    statistics, results = (M.contiguous(), L.contiguous()), (d_g, d_h)
+    sizes = (*args.x.sizes, problem.options.ignore_index, *args.numbers)
     with on_device(z):
         if t.chunks == 1:
-            launch(hessian_whole, programs, (*given, *upstream, *rows, *results), sizes, kind)
+            launch(hessian_whole, programs, (*given, *upstream, *statistics, *results), sizes, kind)
             return results
-        partials, sizes = M.new_empty(3, q.x.rows, t.chunks), (*sizes, t.chunks)
-        launch(hessian_partial, programs, (*given, *rows, partials), sizes, kind)
-        tensors = (*given, *upstream, *rows, *results, partials)
+        partials, sizes = M.new_empty(3, args.x.rows, t.chunks), (*sizes, t.chunks)
+        launch(hessian_partial, programs, (*given, *statistics, partials), sizes, kind)
+        tensors = (*given, *upstream, *statistics, *results, partials)
         launch(hessian_chunks, programs, tensors, sizes, kind)
     return results

@@ -1,94 +1,89 @@
-"""The kernels as torch.library knows them: custom_ops_cuda::…, with the schemas of the C++ ones."""
+"""The Triton kernels by the schemas of `kernels.operators`: for Python, and as custom_ops_cuda::…"""
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-import torch
+from torch import Tensor
 
-from custom_ops.kernels import fakes
-from custom_ops.kernels.cuda.check import (
-    check_hvp,
-    check_pair,
-    check_problem,
-    check_softmax,
-    check_vjp,
-)
+from custom_ops.kernels import operators
+from custom_ops.kernels.cuda import check, cross_entropy, gradient, hessian
 from custom_ops.kernels.cuda.contract import contract, log_softmax_jvp, log_softmax_vjp
-from custom_ops.kernels.cuda.cross_entropy import cross_entropy
-from custom_ops.kernels.cuda.gradient import cross_entropy_vjp, cross_entropy_vjp_
-from custom_ops.kernels.cuda.hessian import cross_entropy_hvp_
 from custom_ops.kernels.cuda.labels import report
-from custom_ops.kernels.cuda.node import backward, forward
 from custom_ops.kernels.cuda.probe import launch_nothing
 from custom_ops.kernels.cuda.reduction import FEW, total
 from custom_ops.kernels.cuda.softmax import softmax
+from custom_ops.kernels.problem import Options, Problem, Rows
 
-__all__ = [
-    "FEW",
-    "backward",
-    "contract",
-    "cross_entropy",
-    "cross_entropy_hvp_",
-    "cross_entropy_vjp",
-    "cross_entropy_vjp_",
-    "forward",
-    "launch_nothing",
-    "log_softmax_jvp",
-    "log_softmax_vjp",
-    "report",
-    "softmax",
-    "total",
-]
-
-_NUMBERS = (
-    "int ignore_index, float label_smoothing, float z_loss, float logit_scale, float? softcap"
-)
-_VJP = (
-    f"Tensor target, Tensor? weight, Tensor g, Tensor? h, Tensor M, Tensor L, int dim, {_NUMBERS}"
-)
-_HVP = (
-    "Tensor target, Tensor? weight, Tensor(b!) u, Tensor g, Tensor? h, Tensor M, Tensor L, "
-    "int ignore_index, float label_smoothing, float z_loss"
-)
-_SCHEMAS: dict[Any, str] = {
-    softmax: "(Tensor input, int dim, bool log) -> Tensor",
-    contract: "(Tensor p, Tensor v, int dim) -> Tensor",
-    log_softmax_vjp: "(Tensor y, Tensor v, int dim) -> Tensor",
-    log_softmax_jvp: "(Tensor y, Tensor v, int dim) -> Tensor",
-    cross_entropy: (
-        f"(Tensor input, Tensor target, Tensor? weight, int dim, ScalarType dtype, {_NUMBERS}, "
-        "bool predict) -> (Tensor, Tensor, Tensor, Tensor)"
-    ),
-    cross_entropy_vjp: f"(Tensor input, {_VJP}) -> Tensor",
-    cross_entropy_vjp_: f"(Tensor(a!) input, {_VJP}) -> ()",
-    cross_entropy_hvp_: f"(Tensor(a!) z, {_HVP}) -> (Tensor, Tensor)",
-}
-
-_CHECKS: dict[Any, Callable[..., None]] = {
-    softmax: check_softmax,
-    contract: check_pair,
-    log_softmax_vjp: check_pair,
-    log_softmax_jvp: check_pair,
-    cross_entropy: check_problem,
-    cross_entropy_vjp: check_vjp,
-    cross_entropy_vjp_: check_vjp,
-    cross_entropy_hvp_: check_hvp,
-}
+__all__ = ["FEW", "direct", "launch_nothing", "report"]
 
 
-def _checked(launch: Callable[..., Any]) -> Callable[..., Any]:
-    check = _CHECKS[launch]
+def _cross_entropy(
+    input: Tensor, target: Tensor, weight: Tensor | None, *flat: Any
+) -> tuple[Tensor, ...]:
+    found = cross_entropy.cross_entropy(Problem(input, target, weight, Options.of(*flat)))
+    loss, M, L, prediction, entropy = found
+    none = M.new_empty(0)
+    return (
+        *(loss, M, L, none.long() if prediction is None else prediction),
+        none if entropy is None else entropy,
+    )
 
-    def operator(*args: Any) -> Any:
-        check(*args)
-        return launch(*args)
+
+def _vjp_of(launch: Callable[[Problem, Rows], Any]) -> Callable[..., Any]:
+    def operator(input: Tensor, target: Tensor, weight: Tensor | None, *rest: Any) -> Tensor | None:
+        g, q, M, L, *flat = rest
+        o = Options.of(*flat)
+        return launch(Problem(input, target, weight, o), Rows(g, q, M, L))
 
     return operator
 
 
-_library = torch.library.Library("custom_ops_cuda", "DEF")
-for function, schema in _SCHEMAS.items():
-    _library.define(function.__name__ + schema, tags=(torch.Tag.needs_fixed_stride_order,))
-    for device in ("CUDA", "CPU"):  # on CPU tensors in Triton's interpreter alone
-        _library.impl(function.__name__, _checked(function), device)
-fakes.register("custom_ops_cuda")
+def _hvp(
+    input: Tensor, target: Tensor, weight: Tensor | None, u: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    g, q, M, L, *flat = rest
+    o = Options.of(*flat)
+    return hessian.cross_entropy_hvp_(Problem(input, target, weight, o), u, Rows(g, q, M, L))
+
+
+class direct:
+    """The operators without torch's dispatcher."""
+
+    softmax = staticmethod(softmax)
+    contract = staticmethod(contract)
+    log_softmax_vjp = staticmethod(log_softmax_vjp)
+    log_softmax_jvp = staticmethod(log_softmax_jvp)
+    cross_entropy = staticmethod(_cross_entropy)
+    cross_entropy_vjp = staticmethod(_vjp_of(gradient.cross_entropy_vjp))
+    cross_entropy_vjp_ = staticmethod(_vjp_of(gradient.cross_entropy_vjp_))
+    cross_entropy_hvp_ = staticmethod(_hvp)
+    total = staticmethod(total)
+
+
+_CHECKS: dict[str, Callable[..., None]] = {
+    "softmax": check.check_softmax,
+    "contract": check.check_pair,
+    "log_softmax_vjp": check.check_pair,
+    "log_softmax_jvp": check.check_pair,
+    "cross_entropy": check.check_problem,
+    "cross_entropy_vjp": check.check_vjp,
+    "cross_entropy_vjp_": check.check_vjp,
+    "cross_entropy_hvp_": check.check_hvp,
+}
+
+
+def _checked(name: str) -> Callable[..., Any]:
+    def operator(*args: Any) -> Any:
+        if name in _CHECKS:
+            _CHECKS[name](*args)
+        return getattr(direct, name)(*args)
+
+    return operator
+
+
+_library = operators.define("custom_ops_cuda")
+for _name in operators.OPERATORS:
+    for _device in ("CUDA", "CPU"):  # on CPU tensors in Triton's interpreter alone
+        _library.impl(_name, _checked(_name), _device)

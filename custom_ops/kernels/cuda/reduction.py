@@ -12,6 +12,7 @@ from torch import Tensor
 
 from custom_ops.kernels.cuda.arithmetic import divided
 from custom_ops.kernels.cuda.launch import ACCUMULATORS, launch, on_device
+from custom_ops.kernels.problem import Problem
 
 __all__ = ["FEW", "mean", "total"]
 
@@ -67,19 +68,13 @@ def total(x: Tensor) -> Tensor:
     return result
 
 
-def mean(
-    loss: Tensor,
-    target: Tensor | None,
-    weight: Tensor | None,
-    classes: int,
-    ignore_index: int,
-    given: float,
-) -> tuple[Tensor, Tensor]:
-    """Return Σℓ/n and n of few rows, both 0-d; n is `given`, or counts the labels in `target`."""
+def mean(loss: Tensor, problem: Problem, normalizer: float) -> tuple[Tensor, Tensor]:
+    """Return Σℓ/n and n of few rows, both 0-d; n is the normalizer, or counts labels if that is 0."""
     result, divisor = loss.new_empty(()), loss.new_empty(())
-    labels = None if target is None else target.contiguous()
-    weight = None if weight is None else weight.contiguous()
-    _launch(loss, labels, weight, result, divisor, classes, ignore_index, given)
+    labels = None if normalizer else problem.target.contiguous()
+    weight = None if problem.weight is None else problem.weight.contiguous()
+    sizes = problem.classes, problem.options.ignore_index
+    _launch(loss, labels, weight, result, divisor, *sizes, normalizer)
     return result, divisor
 
 

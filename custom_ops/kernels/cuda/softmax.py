@@ -13,7 +13,7 @@ from custom_ops.kernels.cuda.launch import ACCUMULATORS, launch, on_device, tile
 from custom_ops.kernels.cuda.layout import fresh_like, unview, view
 from custom_ops.kernels.cuda.rows import cells, dense, multiples, place
 from custom_ops.kernels.cuda.tiles import tiles
-from custom_ops.kernels.options import statistics_dtype
+from custom_ops.kernels.problem import statistics_dtype
 
 __all__ = ["softmax"]
 

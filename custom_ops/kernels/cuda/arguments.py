@@ -11,12 +11,13 @@ from torch import Tensor
 from custom_ops.kernels.cuda.launch import ACCUMULATORS, tile_of
 from custom_ops.kernels.cuda.layout import View, view, view_like
 from custom_ops.kernels.cuda.tiles import Tiles, tiles
+from custom_ops.kernels.problem import Problem
 
-__all__ = ["Problem"]
+__all__ = ["Arguments"]
 
 
-class Problem(NamedTuple):
-    """Which cross-entropy, of what."""
+class Arguments(NamedTuple):
+    """A `Problem`, in the layouts that the kernels read."""
 
     x: View
     target: Tensor
@@ -27,28 +28,18 @@ class Problem(NamedTuple):
     tiles: Tiles
 
     @staticmethod
-    def of(
-        input: Tensor,
-        target: Tensor,
-        weight: Tensor | None,
-        dim: int,
-        dtype: torch.dtype,
-        ignore_index: int,
-        label_smoothing: float,
-        z_loss: float,
-        logit_scale: float,
-        softcap: float | None,
-    ) -> Problem:
-        """Read the arguments of the operators; `dtype` is that of the computation."""
+    def of(problem: Problem) -> Arguments:
+        """Lay the tensors out, and choose what is compiled."""
+        input, target, weight, o = problem
+        dim, dtype, soft = o.dim, o.dtype, problem.soft
         x = view(input, dim)
-        soft = target.is_floating_point()
-        options = (label_smoothing, z_loss, logit_scale, softcap)
+        options = (o.label_smoothing, o.z_loss, o.logit_scale, o.softcap)
         numbers, kind, t = _compiled_for(x.sizes, soft, dtype, *options)
-        return Problem(
+        return Arguments(
             x,
             view_like(x, target, dim).tensor if soft else target.contiguous(),
             None if weight is None else weight.contiguous(),
-            ignore_index,
+            o.ignore_index,
             numbers,
             kind,
             t,

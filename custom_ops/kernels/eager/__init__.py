@@ -1,4 +1,4 @@
-"""What every kernel means, in plain ATen: runs on any device, differentiable to any order.
+"""The door of any device: what every kernel means, in plain ATen, differentiable to any order.
 
 z are the logits, and along the classes
 
@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from custom_ops.kernels.eager.targets import LabelRows, along, product, smoothed, weighted
 from custom_ops.kernels.labels import checked_labels
-from custom_ops.kernels.options import Options, statistics_dtype
-from custom_ops.kernels.targets import LabelRows, along, product, smoothed, weighted
+from custom_ops.kernels.problem import Found, Options, Problem, Rows, statistics_dtype
 from custom_ops.surroundings import is_watched
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "cross_entropy",
     "cross_entropy_vjp",
     "cross_entropy_vjp_",
+    "entropy",
     "log_softmax",
     "log_softmax_jvp",
     "log_softmax_vjp",
@@ -90,9 +91,9 @@ def log_softmax_jvp(y: Tensor, v: Tensor, dim: int) -> Tensor:
     return (w - (x.exp() * w).sum(dim, keepdim=True)).to(v.dtype)
 
 
-def capped(x: Tensor, o: Options) -> tuple[Tensor, Tensor | float, Tensor | float]:
-    """Return z = s·tanh(α x / s), or α x without a cap, and its first two derivatives in x."""
-    x = x.to(o.dtype)
+def capped(input: Tensor, o: Options) -> tuple[Tensor, Tensor | float, Tensor | float]:
+    """Return z = s·tanh(α·input / s), s the cap, or α·input without one; and z', z''."""
+    x = input.to(o.dtype)
     if o.softcap is None:
         return (x if o.logit_scale == 1 else x * o.logit_scale), o.logit_scale, 0.0
     t = (x * (o.logit_scale / o.softcap)).tanh()
@@ -100,35 +101,41 @@ def capped(x: Tensor, o: Options) -> tuple[Tensor, Tensor | float, Tensor | floa
     return o.softcap * t, slope, (-2 * o.logit_scale / o.softcap) * t * slope
 
 
-def cross_entropy(
-    input: Tensor, target: Tensor, weight: Tensor | None, o: Options
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Return ℓ, M, L and the prediction (None unless it is wanted), one a row.
+def entropy(surprisal: Tensor, dim: int) -> Tensor:
+    """−Σ p log p of each row, from the surprisal −log p; 0 · log 0 = 0."""
+    return product((-surprisal).exp(), surprisal).sum(dim)
+
+
+def cross_entropy(problem: Problem) -> Found:
+    """Return ℓ, M, L and, if they are wanted, the prediction and the entropy, one a row.
 
     ℓ = ⟨ỹ, lse − z⟩ + λ lse², where lse − z_k is taken as (M − z_k) + L. An ignored row has ℓ = 0
-    and, where the prediction is wanted, M = L = 0 and −1.
+    and, where the statistics are wanted, M = L = 0, −1 and 0.
     """
-    if not target.is_floating_point():
-        target = checked_labels(target, input.shape[o.dim], o.ignore_index)
-    if input.shape[o.dim] == 0:
-        nothing = input.sum(o.dim, dtype=o.dtype)  # the empty sum, a row each
-        return nothing, nothing.clone(), nothing.clone(), nothing.long() - 1 if o.predict else None
+    input, target, weight, o = problem
+    if not problem.soft:
+        target = checked_labels(target, problem.classes, o.ignore_index)
+    if problem.classes == 0:
+        zero = input.sum(o.dim, dtype=o.dtype)  # the empty sum, a row each
+        stats = (zero.long() - 1, zero.clone()) if o.stats else (None, None)
+        return Found(zero, zero.clone(), zero.clone(), *stats)
     z, _, _ = capped(input, o)
     M, L = statistics(z, o.dim)
-    prediction = z.detach().argmax(o.dim) if o.predict else None
-    if target.is_floating_point():
-        y = weighted(smoothed(target, z.shape[o.dim], o), weight, o)
+    prediction = z.detach().argmax(o.dim) if o.stats else None
+    H = entropy((M - z) + L, o.dim) if o.stats else None
+    if problem.soft:
+        y = weighted(smoothed(target, problem.classes, o), weight, o)
         loss = product(y, (M - z) + L).sum(o.dim)
         M, L = M.squeeze(o.dim), L.squeeze(o.dim)
-        return _plus_z_loss(loss, M, L, o), M, L, prediction
-    rows = LabelRows.of(target, z.shape[o.dim], o)
+        return Found(_plus_z_loss(loss, M, L, o), M, L, prediction, H)
+    rows = LabelRows.of(target, problem.classes, o)
     loss = _label_loss(z, M, L, rows.label, weight, o)
     M, L = M.squeeze(o.dim), L.squeeze(o.dim)
     loss = rows.mask(_plus_z_loss(loss, M, L, o))
-    if prediction is not None:
-        M, L = M.masked_fill(rows.ignored, 0.0), L.masked_fill(rows.ignored, 0.0)
-        prediction = prediction.masked_fill(rows.ignored, -1)
-    return loss, M, L, prediction
+    if prediction is None or H is None:
+        return Found(loss, M, L, None, None)
+    M, L, H = (x.masked_fill(rows.ignored, 0.0) for x in (M, L, H))
+    return Found(loss, M, L, prediction.masked_fill(rows.ignored, -1), H)
 
 
 def _plus_z_loss(loss: Tensor, M: Tensor, L: Tensor, o: Options) -> Tensor:
@@ -150,71 +157,53 @@ def _label_loss(
     return loss
 
 
-def cross_entropy_vjp(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    g: Tensor,
-    h: Tensor | None,
-    M: Tensor,
-    L: Tensor,
-    o: Options,
-) -> Tensor:
-    """Return z'(x) ⊙ (a·p − g·ỹ) with a = g·c + h and c = m + 2λ·lse; 0 in an ignored row.
-
-    g is the upstream gradient of the loss, h that of lse (None for none), both one a row.
-    """
+def cross_entropy_vjp(problem: Problem, rows: Rows) -> Tensor:
+    """Return z' ⊙ (a·p − g·ỹ) with a = g·c + q and c = m + 2λ·lse; 0 in an ignored row."""
+    input, target, weight, o = problem
     if input.numel() == 0:
         return torch.zeros_like(input)
     z, slope, _ = capped(input, o)
     ignored = None
-    p = over(over(z - M.unsqueeze(o.dim), "sub", L.unsqueeze(o.dim)), "exp")
-    if target.is_floating_point():
-        y = weighted(smoothed(target, z.shape[o.dim], o), weight, o)
-        a = _row_factor(y.sum(o.dim), g, h, M + L, o)
-        dz = a.unsqueeze(o.dim) * p - g.unsqueeze(o.dim) * y
+    p = over(over(z - rows.M.unsqueeze(o.dim), "sub", rows.L.unsqueeze(o.dim)), "exp")
+    if problem.soft:
+        y = weighted(smoothed(target, problem.classes, o), weight, o)
+        a = _row_factor(y.sum(o.dim), rows, o)
+        dz = a.unsqueeze(o.dim) * p - rows.g.unsqueeze(o.dim) * y
     else:
-        rows = LabelRows.of(target, z.shape[o.dim], o)
-        dz = _label_gradient(p, rows, weight, g, h, M + L, o)
-        ignored = rows.ignored.unsqueeze(o.dim)
-    dx = dz if o.softcap is None and o.logit_scale == 1 else dz * slope
-    return (dx if ignored is None else over(dx, "masked_fill", ignored, 0.0)).to(input.dtype)
+        labels = LabelRows.of(target, problem.classes, o)
+        dz = _label_gradient(p, labels, weight, rows, o)
+        ignored = labels.ignored.unsqueeze(o.dim)
+    if rows.e is not None:
+        dz = dz + rows.e.unsqueeze(o.dim) * _entropy_gradient(z, p, o)
+    dz = dz if o.softcap is None and o.logit_scale == 1 else dz * slope
+    return (dz if ignored is None else over(dz, "masked_fill", ignored, 0.0)).to(input.dtype)
 
 
-def cross_entropy_vjp_(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    g: Tensor,
-    h: Tensor | None,
-    M: Tensor,
-    L: Tensor,
-    o: Options,
-) -> Tensor:
+def _entropy_gradient(z: Tensor, p: Tensor, o: Options) -> Tensor:
+    """J (−log p), a class with p = 0 adding nothing."""
+    M, L = statistics(z, o.dim)
+    return contract(p, product(p.sign(), (M - z) + L), o.dim)
+
+
+def cross_entropy_vjp_(problem: Problem, rows: Rows) -> Tensor:
     """Write `cross_entropy_vjp` over the input, and return it."""
-    return input.detach().copy_(cross_entropy_vjp(input, target, weight, g, h, M, L, o))
+    return problem.input.detach().copy_(cross_entropy_vjp(problem, rows))
 
 
 def _label_gradient(
-    p: Tensor,
-    rows: LabelRows,
-    weight: Tensor | None,
-    g: Tensor,
-    h: Tensor | None,
-    lse: Tensor,
-    o: Options,
+    p: Tensor, labels: LabelRows, weight: Tensor | None, rows: Rows, o: Options
 ) -> Tensor:
     """a·p − g·ỹ for labels, ỹ never built."""
     classes, eps = p.shape[o.dim], o.label_smoothing
-    w_t = torch.ones_like(lse) if weight is None else weight[rows.label]
+    w_t = torch.ones_like(rows.L) if weight is None else weight[labels.label]
     m = w_t if weight is None or not eps else (1 - eps) * w_t + eps * weight.mean()
-    a = rows.mask(_row_factor(m, g, h, lse, o))
+    a = labels.mask(_row_factor(m, rows, o))
     dz = a.unsqueeze(o.dim) * p
     if eps:
-        even = (eps / classes) * g.unsqueeze(o.dim)
+        even = (eps / classes) * rows.g.unsqueeze(o.dim)
         dz = dz - (even if weight is None else even * along(weight, o.dim, p))
-    named = ((eps - 1) * w_t * g).unsqueeze(o.dim)
-    return over(dz, "scatter_add", o.dim, rows.label.unsqueeze(o.dim), named)
+    named = ((eps - 1) * w_t * rows.g).unsqueeze(o.dim)
+    return over(dz, "scatter_add", o.dim, labels.label.unsqueeze(o.dim), named)
 
 
 def total(x: Tensor) -> Tensor:
@@ -222,7 +211,7 @@ def total(x: Tensor) -> Tensor:
     return x.sum()
 
 
-def _row_factor(m: Tensor, g: Tensor, h: Tensor | None, lse: Tensor, o: Options) -> Tensor:
-    """a = g·c + h with c = m + 2λ·lse."""
-    a = g * (m + 2 * o.z_loss * lse if o.z_loss else m)
-    return a if h is None else a + h
+def _row_factor(m: Tensor, rows: Rows, o: Options) -> Tensor:
+    """a = g·c + q with c = m + 2λ·lse."""
+    a = rows.g * (m + 2 * o.z_loss * (rows.M + rows.L) if o.z_loss else m)
+    return a if rows.q is None else a + rows.q

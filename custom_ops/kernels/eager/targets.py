@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from custom_ops.kernels.options import Options
+from custom_ops.kernels.problem import Options
 
 __all__ = [
     "LabelRows",
@@ -88,21 +88,24 @@ def weighted(s: Tensor, weight: Tensor | None, o: Options) -> Tensor:
 
 
 def push_forward(
-    s: Tensor, weight: Tensor | None, dy: Tensor | None, dw: Tensor | None, o: Options
+    s: Tensor, weight: Tensor | None, y_t: Tensor | None, w_t: Tensor | None, o: Options
 ) -> Tensor | None:
-    """Return the tangent of ỹ = w ⊙ s along (dy, dw): w(1 − ε) ⊙ dy + dw ⊙ s; None if both are."""
+    """Return the tangent of ỹ = w ⊙ s along those of y and w; None if there is neither.
+
+    It is w(1 − ε) ⊙ y_t + w_t ⊙ s.
+    """
     terms = []
-    if dy is not None:
-        terms.append(weighted(dy.to(o.dtype) * (1 - o.label_smoothing), weight, o))
-    if dw is not None:
-        terms.append(weighted(s, dw, o))
+    if y_t is not None:
+        terms.append(weighted(y_t.to(o.dtype) * (1 - o.label_smoothing), weight, o))
+    if w_t is not None:
+        terms.append(weighted(s, w_t, o))
     return sum(terms[1:], terms[0]) if terms else None
 
 
 def pull_back(
     s: Tensor, target: Tensor, weight: Tensor | None, dy: Tensor, o: Options
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return what the cotangent dy of ỹ = w ⊙ s is to the target and to the class weights.
+    """Return the gradients of the target and of the class weights, from dy, that of ỹ = w ⊙ s.
 
     Labels have none; probabilities have w(1 − ε) ⊙ dy, the class weights Σ_rows s ⊙ dy.
     """

@@ -1,0 +1,52 @@
+"""The short way of a plain call: an autograd node in C++, without Python's frames.
+
+A node does what a Function does, with the same kernels and to the same bits; at MNIST's batch the
+frames are most of the time. What it takes is an allow-list (`plain.h`, `plan.h`): tensors of
+torch's own class on the CPU, dense and strided, with no transform, mode or forward derivative
+around them; options that are Python's own numbers and in range; only the input differentiated.
+Everything else it declines by returning None, what is wrong with an argument among it, so that the
+checks and their sentences stand in Python alone. Its backward asks the Function's formulas where
+it is to be differentiated or batched.
+
+The cross-entropy of a batch on a GPU has a node too, with the Triton kernels behind it (`launcher.py`).
+
+What stands twice, here and in the Functions, is held together by tests/test_native.py, row by row:
+promotion and autocast (`read_dtypes`), the mean's denominator (`mean_rows`), and the bits of loss
+and gradient. The sentence of a bad label is C++'s and `kernels.labels`'s; the same test compares
+the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from custom_ops.kernels import cpu, cuda
+
+__all__ = ["node", "set_vjp"]
+
+
+def node(name: str, *args: Any) -> Any:
+    """Return the node's answer, or None where it declines."""
+    if cpu.library is None or torch.compiler.is_compiling():
+        return None
+    return getattr(cpu.library, name)(*args)
+
+
+def set_vjp(name: str, vjp: Callable[..., Tensor]) -> None:
+    """Tell the node who answers a backward that is to be differentiated or batched."""
+    if cpu.library is not None:
+        cpu.library.set_vjp(name, vjp)
+
+
+def _launch_for_node() -> None:
+    from custom_ops.node.launcher import MOST_ROWS, backward, forward
+
+    if cpu.library is not None:
+        cpu.library.set_launcher(cuda.device, MOST_ROWS, forward, backward)
+
+
+cuda.when_running(_launch_for_node)

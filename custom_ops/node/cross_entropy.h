@@ -1,0 +1,138 @@
+// Cross-entropy as an autograd node.
+#pragma once
+
+#include "plan.h"
+#include "softmax.h"
+
+namespace custom_ops {
+
+// The denominator of the mean.
+template <typename acc_t>
+acc_t mean_rows(const Plan& plan, const Tensor& input, const Tensor& target,
+                const std::optional<Tensor>& weight) {
+  if (plan.normalizer != 0) return acc_t(plan.normalizer);
+  const int64_t classes = input.size(plan.o.dim);
+  if (target.is_floating_point()) return acc_t(double(input.numel()) / double(classes));
+  const Tensor labels = target.contiguous(), w = weight ? weight->contiguous() : Tensor();
+  const int64_t* t = labels.const_data_ptr<int64_t>();
+  if (!weight) {
+    return acc_t(std::count_if(t, t + labels.numel(),
+                               [&](int64_t label) { return label != plan.o.ignore_index; }));
+  }
+  std::vector<acc_t> rows(labels.numel());
+  std::transform(t, t + labels.numel(), rows.begin(), [&](int64_t label) {
+    return label == plan.o.ignore_index ? acc_t(0) : w.const_data_ptr<acc_t>()[label];
+  });
+  return total(rows.data(), labels.numel());
+}
+
+// What the rows receive: g, or one number for all of them, divided by that of a mean.
+inline Tensor upstream(const Tensor& g, const Plan& plan, const Tensor& divisor) {
+  if (plan.reduction == Reduction::none) return g.to(plan.o.dtype);
+  Tensor all = at::empty({}, g.options().dtype(plan.o.dtype));
+  dispatch(plan.o.dtype, [&](auto acc) {
+    using acc_t = decltype(acc);
+    const acc_t rows = divisor.defined() ? *divisor.const_data_ptr<acc_t>() : acc_t(1);
+    *all.mutable_data_ptr<acc_t>() = Source<acc_t>(g)[0] / rows;
+  });
+  return all;
+}
+
+inline Tensor or_none(const std::optional<Tensor>& t) { return t.value_or(Tensor()); }
+
+inline std::optional<Tensor> given(const Tensor& t) {
+  return t.defined() ? std::optional<Tensor>(t) : std::nullopt;
+}
+
+struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& target,
+                        const std::optional<Tensor>& weight, const Plan* made) {
+    const Plan& plan = *made;
+    plan.save(ctx);
+    Tensor loss, M, L, divisor;  // of a mean; the Function saves these as well, in this order
+    const Options& o = plan.o;
+    if (const Launcher* there = launcher_for(input)) {
+      py::gil_scoped_acquire gil;
+      std::optional<Tensor> n;
+      const auto reduction = REDUCTIONS[int(plan.reduction)];
+      std::tie(loss, M, L, n) =
+          there
+              ->forward(input, target, weight, o.dim, o.dtype, o.ignore_index, plan.numbers(),
+                        plan.result_dtype, reduction, plan.normalizer)
+              .cast<std::tuple<Tensor, Tensor, Tensor, std::optional<Tensor>>>();
+      divisor = or_none(n);
+    } else {
+      const Found found = cross_entropy(input, target, weight, o);
+      loss = found.loss, M = found.M, L = found.L;
+      if (plan.reduction != Reduction::none) loss = total(loss);
+      if (plan.reduction == Reduction::mean) {
+        divisor = at::empty({}, loss.options());
+        dispatch(plan.o.dtype, [&](auto acc) {
+          using acc_t = decltype(acc);
+          const acc_t rows = mean_rows<acc_t>(plan, input, target, weight);
+          *divisor.mutable_data_ptr<acc_t>() = rows;
+          *loss.mutable_data_ptr<acc_t>() /= rows;
+        });
+      }
+      loss = loss.to(plan.result_dtype);
+    }
+    ctx->save_for_backward({input, target, or_none(weight), M, L, divisor});
+    return loss;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &g = gradients[0], &input = saved[0], &target = saved[1], &M = saved[3],
+                 &L = saved[4], &divisor = saved[5];
+    const std::optional<Tensor> weight = given(saved[2]), rows = given(divisor);
+    const Plan plan = Plan::saved(ctx);
+    const Launcher* there = launcher_for(input);
+    const Options& o = plan.o;
+    Tensor dx;
+    if (!g.defined()) {
+    } else if (!plain_backward(g)) {
+      py::gil_scoped_acquire gil;
+      dx = python_vjp("cross_entropy", input, target, weight, g, M, L, rows, o.dim, o.dtype,
+                      o.ignore_index, plan.numbers(), o.inplace);
+    } else if (there) {
+      py::gil_scoped_acquire gil;
+      dx = there
+               ->backward(input, target, weight, g, M, L, rows, o.dim, o.dtype, o.ignore_index,
+                          plan.numbers(), o.inplace)
+               .cast<Tensor>();
+    } else {
+      const Rows upstream_rows(upstream(g, plan, divisor), std::nullopt, M, L);
+      dx = cross_entropy_vjp(input, target, weight, upstream_rows, o);
+    }
+    return {dx, Tensor(), Tensor(), Tensor()};
+  }
+};
+
+// The loss, or None where Python is to look at the arguments and the Function is to answer.
+inline py::object cross_entropy_node(py::handle input, py::handle target, py::handle weight,
+                                     const py::args& options) {
+  if (!plain(input) || !plain(target) || !(weight.is_none() || plain(weight)) ||
+      !surroundings_plain()) {
+    return py::none();
+  }
+  const Tensor x = THPVariable_Unpack(input.ptr()), t = THPVariable_Unpack(target.ptr());
+  std::optional<Tensor> w;
+  if (!weight.is_none()) w = THPVariable_Unpack(weight.ptr());
+  if (differentiable(t) || (w && differentiable(*w))) return py::none();
+  if (t.device() != x.device() || (w && w->device() != x.device())) return py::none();
+  const Launcher* there = launcher_for(x);
+  if (there && x.numel() > there->most_rows * (x.dim() > 1 ? x.size(1) : x.numel())) {
+    return py::none();
+  }
+  const auto plan = plan_of(x, t, w, Given(options));
+  if (!plan) return py::none();
+  if (w) w = w->to(plan->o.dtype);
+  Tensor loss;
+  {
+    py::gil_scoped_release no_gil;
+    loss = CrossEntropy::apply(x, t, w, &*plan);
+  }
+  return py::cast(loss);
+}
+
+}  // namespace custom_ops

@@ -1,0 +1,86 @@
+// What a node takes: the plain case. Everything else is declined, and the Python Functions answer.
+#pragma once
+
+#include <ATen/PythonTorchFunctionTLS.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
+#include <torch/csrc/autograd/grad_mode.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <map>
+#include <string>
+
+#include "../kernels/cpu/operators.h"
+
+namespace custom_ops {
+
+namespace py = pybind11;
+
+// The Python functions that compute a cross-entropy and its gradient on another device, of so many
+// rows at most: with more, there is so much to do that Python's frames are no matter.
+struct Launcher {
+  int64_t most_rows;
+  py::object forward, backward;
+};
+
+inline std::map<c10::DeviceType, Launcher>& launchers() {
+  static auto* kept = new std::map<c10::DeviceType, Launcher>;
+  return *kept;
+}
+
+inline const Launcher* launcher_for(const Tensor& t) {
+  const auto found = launchers().find(t.device().type());
+  return found == launchers().end() ? nullptr : &found->second;
+}
+
+// Whether t is a dense strided tensor that nothing but autograd's reverse mode looks at.
+inline bool plain(const Tensor& t) {
+  static const c10::DispatchKeySet known({
+      c10::DispatchKey::CPU,
+      c10::DispatchKey::CUDA,
+      c10::DispatchKey::ADInplaceOrView,
+      c10::DispatchKey::AutogradCPU,
+      c10::DispatchKey::AutogradCUDA,
+      c10::DispatchKey::AutocastCPU,
+      c10::DispatchKey::AutocastCUDA,
+  });
+  return (t.device().is_cpu() || launcher_for(t)) &&
+      !(t.key_set().raw_repr() & ~known.raw_repr()) && !t._fw_grad(0).defined();
+}
+
+// Whether the thread is as it is without any mode, transform or tracer; autocast may be on.
+inline bool surroundings_plain() {
+  static const auto known = c10::autocast_dispatch_keyset |
+      c10::DispatchKeySet({c10::DispatchKey::BackendSelect, c10::DispatchKey::ADInplaceOrView});
+  return !(c10::impl::tls_local_dispatch_key_set().included_.raw_repr() & ~known.raw_repr()) &&
+      !c10::impl::TorchDispatchModeTLS::any_modes_set() &&
+      at::impl::PythonTorchFunctionTLS::stack_len() == 0;
+}
+
+inline bool plain(py::handle t) {
+  return THPVariable_CheckExact(t.ptr()) && plain(THPVariable_Unpack(t.ptr()));
+}
+
+inline bool differentiable(const Tensor& t) {
+  return torch::autograd::GradMode::is_enabled() && t.requires_grad();
+}
+
+// Whether the backward is one that the kernels can do: not itself differentiated, nor batched.
+inline bool plain_backward(const Tensor& g) {
+  return !torch::autograd::GradMode::is_enabled() && plain(g) && surroundings_plain();
+}
+
+// The Python functions that answer a node's backward where it is to be differentiated or batched.
+inline std::map<std::string, py::object>& vjps() {
+  static auto* kept = new std::map<std::string, py::object>;  // never destroyed: nor would Python
+  return *kept;
+}
+
+template <typename... Args>
+Tensor python_vjp(const char* name, const Args&... args) {
+  py::gil_scoped_acquire gil;
+  return vjps().at(name)(args...).template cast<Tensor>();
+}
+
+}  // namespace custom_ops
