@@ -43,7 +43,7 @@ def apply(function: type[Function], *args: Any) -> Any:
     - Where nothing is differentiated, as in a backward without create_graph: `function.forward`.
     - Under torch.compile and torch.export: the class without `jvp`. Dynamo refuses a Function that
       defines it, and takes forward mode through the operators of `forward`.
-    - `function.algebra`, the forward as plain differentiable algebra, where torch (2.13) has no right
+    - `function.algebra`, the forward as differentiable algebra, where torch (2.13) has no right
       answer for a Function: with forward mode nested in forward mode, where the tangent that `jvp`
       returns counts as a constant of the outer level (issue 197867: jacfwd(jacfwd(f)) would be 0,
       silently); in the backward of torch.autograd.grad(..., is_grads_batched=True), whose result
@@ -56,7 +56,7 @@ def apply(function: type[Function], *args: Any) -> Any:
         if is_exporting() or tracing_levels() > 0:
             return function.algebra(*args)  # type: ignore[attr-defined]
         # Dynamo would do the same, but for a `forward` with *args, to which it gives a ctx too.
-        return function.apply(*args) if _is_differentiated(args) else function.forward(*args)
+        return function.apply(*args) if _differentiated(args) else function.forward(*args)
     known = all(is_known(a) for a in args if isinstance(a, Tensor))
     if forward_levels() > 1 or not known or is_exporting():
         return function.algebra(*args)  # type: ignore[attr-defined]
@@ -65,6 +65,6 @@ def apply(function: type[Function], *args: Any) -> Any:
     return function.with_jvp.apply(*args)  # type: ignore[attr-defined]
 
 
-def _is_differentiated(args: tuple[Any, ...]) -> bool:
+def _differentiated(args: tuple[Any, ...]) -> bool:
     tensors = (a for a in args if isinstance(a, Tensor))
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)

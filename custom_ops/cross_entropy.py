@@ -1,7 +1,8 @@
 """Cross-entropy: one formula for every kind of target and every option.
 
-With z = s·tanh(α·input / s) the logits (z = input by default), p = softmax(z), lse = log Σ_k exp(z_k),
-ỹ_k the weight of class k in the row (`kernels.eager.targets`) and m = Σ_k ỹ_k,
+With z = s·tanh(α·input / s) the logits (z = input by default), p = softmax(z),
+lse = log Σ_k exp(z_k), ỹ_k the weight of class k in the row (`kernels.eager.targets`) and
+m = Σ_k ỹ_k,
 
     ℓ              = m·lse − ⟨ỹ, z⟩ + λ·lse²
     ∂ℓ/∂z_s        = Σ_k ∂ℓ/∂p_k · J_ks = c·p_s − ỹ_s           with c = m + 2λ·lse
@@ -14,7 +15,7 @@ and, g being the upstream gradient of ℓ and q that of lse, both one number a r
     ∂⟨u, dz⟩/∂ỹ    = g·(⟨p, u⟩ − u)
 
 The Hessian is symmetric, so the second line is the double backward (u a cotangent) and the forward
-mode of the backward (u a tangent). ∂ℓ/∂ỹ_k = lse − z_k is the gradient of probabilities and weights.
+mode of the backward (u a tangent). Probabilities and weights get theirs from ∂ℓ/∂ỹ_k = lse − z_k.
 
 The entropy of a row is H = −Σ_k p_k log p_k, with 0 · log 0 = 0. By the same contraction,
 ∂H/∂z = J (−log p), as Σ_s J_ks = 0.
@@ -26,6 +27,7 @@ logits, Bello et al. (2017) and Gemma 2 (2024, section 2).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -114,7 +116,7 @@ def cross_entropy(
             The gradient cannot be differentiated again (a RuntimeError). Under torch.func,
             forward mode, torch.compile and a mode that sees the operators, the gradient has its own
             memory all the same.
-        return_stats: whether to return (loss, stats) with the rows' `lse`, `prediction` and `entropy`.
+        return_stats: whether to return (loss, stats): the rows' `lse`, `prediction` and `entropy`.
 
     Returns:
         The loss: 0-d, or a row each for "none": (), (N) or (N, d1, …, dk).
@@ -152,9 +154,9 @@ def cross_entropy(
             return loss
     if getattr(type(input), "is_lazy", False) and has_torch_function_unary(input):
         return handle_torch_function(
-            cross_entropy,  # type: ignore[arg-type]
+            cross_entropy,
             (input,),
-            *(input, target, weight, ignore_index, reduction, label_smoothing),  # type: ignore
+            *(input, target, weight, ignore_index, reduction, label_smoothing),
             z_loss=z_loss,
             softcap=softcap,
             logit_scale=logit_scale,
@@ -250,16 +252,17 @@ class CrossEntropyFunction(Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, _: Any, q: Tensor | None, *rest: Any) -> Any:
-        *tensors, M, L = ctx.saved_tensors
+        input, target, weight, M, L = ctx.saved_tensors
         e, d_input = rest[1] if ctx.o.stats else None, None
         if ctx.needs_input_grad[0]:
             g_or_0 = torch.zeros_like(L) if g is None else g
-            d_input = _input_vjp(Problem(*tensors, ctx.o), Rows(g_or_0, q, M, L, e))
+            problem = Problem(input, target, weight, ctx.o)
+            d_input = _input_vjp(problem, Rows(g_or_0, q, M, L, e))
         d_target = d_weight = None
         if g is not None and (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
-            r = Row.of(*tensors, ctx.o)
+            r = Row.of(input, target, weight, ctx.o)
             d_y = g.unsqueeze(ctx.o.dim) * r.surprisal  # ∂ℓ/∂ỹ_k = lse − z_k
-            d_target, d_weight = targets.pull_back(r.share, *tensors[1:], d_y, ctx.o)
+            d_target, d_weight = targets.pull_back(r.share, target, weight, d_y, ctx.o)
         return d_input, d_target, d_weight, None
 
 
@@ -281,7 +284,7 @@ def _node_vjp(input: Tensor, target: Tensor, weight: Tensor | None, *rest: Any) 
     g is the upstream gradient of its result: of a row's loss, of their sum, or of that divided.
     """
     g, M, L, divisor, *flat, inplace = rest
-    o = Options.of(*flat, inplace=inplace)
+    o = replace(Options.of(*flat), inplace=inplace)
     g = g.to(o.dtype)
     g = (g if divisor is None else g / divisor).expand(L.shape)
     return _input_vjp(Problem(input, target, weight, o), Rows(g, None, M, L))
@@ -323,7 +326,7 @@ class CrossEntropyVjpFunction(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         *tensors, _, _, e, ctx.o = inputs
-        tensors = (*tensors, e)
+        tensors.append(e)
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
@@ -350,5 +353,5 @@ class _CrossEntropyVjpWithJvp(CrossEntropyVjpFunction):
         input, target, weight, *rows = ctx.saved_tensors
         r = Row.of(input, target, weight, ctx.o)
         y_t = targets.push_forward(r.share, weight, target_t, weight_t, ctx.o)
-        out = r.gradient_jvp(input_t, y_t, r.upstream(*rows), r.upstream(*rest[:2], rest[4]))
+        out = r.gradient_jvp(input_t, y_t, r.upstream(*rows), r.upstream(rest[0], rest[1], rest[4]))
         return out.to(input.dtype)

@@ -111,7 +111,7 @@ def linear_cross_entropy(
         dtype: of the loss.
         block_rows: rows of a block; None takes as many as its memory holds. The answer depends on
             it only by the order in which the rows of dW are added.
-        return_stats: whether to return (loss, stats) with the rows' `lse`, `prediction` and `entropy`.
+        return_stats: whether to return (loss, stats): the rows' `lse`, `prediction` and `entropy`.
 
     Returns:
         The loss: 0-d, or for "none" in the shape of the labels.

@@ -116,7 +116,7 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
         self, input: Tensor, target: Tensor, *, normalizer: float | Tensor | None = None
     ) -> Tensor | tuple[Tensor, CrossEntropyStats]:
         """Return the loss, or (loss, stats) with `return_stats=True`."""
-        return cross_entropy(  # type: ignore[call-overload]
+        return cross_entropy(
             input,
             target,
             self.weight,
@@ -221,7 +221,7 @@ class LinearCrossEntropyLoss(_WeightedLoss):
         check_linear_module(self.linear)
         shape = (self.num_classes, *self.out_features)
         W, b = self.linear.weight, self.linear.bias
-        return linear_cross_entropy(  # type: ignore[call-overload, misc]
+        return linear_cross_entropy(
             input,
             W.reshape(*shape, W.shape[-1]) if self.out_features else W,
             target,

@@ -33,11 +33,11 @@ def ignored_rows(target: Tensor, o: Options) -> Tensor | None:
 
 
 class Upstream(NamedTuple):
-    """The upstream gradients of ℓ, lse and the entropy, one a row each, or their tangents."""
+    """The upstream gradients of ℓ, lse and the entropy of each row, or their tangents."""
 
-    g: Tensor | None
-    q: Tensor | None = None
-    e: Tensor | None = None
+    g: Tensor
+    q: Tensor
+    e: Tensor | None
 
 
 class RowCotangents(NamedTuple):
@@ -92,13 +92,13 @@ class Row(NamedTuple):
     def upstream(
         self, g: Tensor | None, q: Tensor | None = None, e: Tensor | None = None
     ) -> Upstream:
-        """Return g, q and e, the class dimension kept: 0 in an ignored row, and for g, q of None."""
-        g, q, e = (
-            None if x is None else self.counted(x.to(self.o.dtype).unsqueeze(self.o.dim))
-            for x in (g, q, e)
-        )
-        zero = torch.zeros_like(self.c)
-        return Upstream(zero if g is None else g, zero if q is None else q, e)
+        """Return g, q and e, the class dimension kept; 0 in an ignored row, and for no g or q."""
+
+        def kept(x: Tensor) -> Tensor:
+            return self.counted(x.to(self.o.dtype).unsqueeze(self.o.dim))
+
+        g, q = (torch.zeros_like(self.c) if x is None else kept(x) for x in (g, q))
+        return Upstream(g, q, None if e is None else kept(e))
 
     def into_logits(self, v: Tensor) -> Tensor:
         """Return a tangent or cotangent of the input as one of z: z' ⊙ v."""
@@ -106,7 +106,6 @@ class Row(NamedTuple):
 
     def dz(self, up: Upstream) -> Tensor:
         """a·p − g·ỹ + e·∂H/∂z, with a = g·c + q."""
-        assert up.g is not None
         dz = (up.g * self.c + up.q) * self.p - up.g * self.y
         return dz if up.e is None else dz + up.e * self.entropy_gradient()
 
@@ -125,7 +124,6 @@ class Row(NamedTuple):
         H u = a·J u + 2λ·g·⟨p, u⟩·p is ∂⟨u, dz⟩/∂z, to which the entropy H adds
         e·(J u ⊙ (−log p − H − 1) − ⟨u, ∂H/∂z⟩·p).
         """
-        assert up.g is not None
         u = self.into_logits(v)
         Ju = contract(self.p, u, self.o.dim)
         Hu = (up.g * self.c + up.q) * Ju

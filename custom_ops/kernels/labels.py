@@ -50,7 +50,7 @@ _reports: dict[str, Callable[[Tensor, int, int], None]] = {}
 
 
 def set_report(device: str, report: Callable[[Tensor, int, int], None]) -> None:
-    """Have report(target, classes, ignore_index) write a bad label down, on devices of this type."""
+    """Have devices of this type write a bad label down by report(target, classes, ignore_index)."""
     _reports[device] = report
 
 

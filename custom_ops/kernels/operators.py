@@ -115,8 +115,8 @@ class Operators:
     def cross_entropy(self, problem: Problem) -> Found:
         """Return ℓ, M, L and the statistics."""
         o = problem.options
-        *rows, prediction, entropy = self.now().cross_entropy(*problem.tensors, *o.flat(), o.stats)
-        return Found(*rows, prediction, entropy) if o.stats else Found(*rows, None, None)
+        loss, M, L, *stats = self.now().cross_entropy(*problem.tensors, *o.flat(), o.stats)
+        return Found(loss, M, L, *(stats if o.stats else (None, None)))
 
     def cross_entropy_vjp(self, problem: Problem, rows: Rows) -> Tensor:
         """Return z' ⊙ (a·p − g·ỹ)."""

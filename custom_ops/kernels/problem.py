@@ -53,11 +53,10 @@ class Options:
         ignore_index: int,
         numbers: Sequence[float],
         stats: bool = False,
-        inplace: bool = False,
     ) -> Options:
         """Return the Options that were flattened."""
-        *others, cap = numbers
-        return Options(dim, dtype, ignore_index, *others, cap or None, stats, inplace)
+        smoothing, z_loss, scale, cap = numbers
+        return Options(dim, dtype, ignore_index, smoothing, z_loss, scale, cap or None, stats)
 
 
 class Problem(NamedTuple):

@@ -7,7 +7,7 @@ kernels do not take. The formulas of a row are those of `custom_ops.row`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,10 @@ NUMBERS_A_LOGIT = 12
 LEAST_ROWS = 8
 
 
+#: g, q and e, or their tangents; g may be that of Σℓ.
+OfRows: TypeAlias = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
 class Tangents(NamedTuple):
     """Tangents of the layer's tensors, None for none."""
 
@@ -49,9 +53,8 @@ def forward(layer: Layer) -> Found:
     for part, x in _blocks(layer):
         z = blank_ignored(F.linear(x, layer.W, layer.b), layer.target[part], layer.options)
         found.append(eager.cross_entropy(layer.problem(z, part)))
-    loss, *stats = (_joined(column) for column in zip(*found, strict=True))
-    assert loss is not None
-    return Found(eager.total(loss) if layer.blocks.total else loss, *stats)
+    joined = Found(*(_joined(column) for column in zip(*found, strict=True)))  # type: ignore[arg-type]
+    return joined._replace(loss=eager.total(joined.loss)) if layer.blocks.total else joined
 
 
 def forward_jvp(layer: Layer, t: Tangents) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,16 +72,16 @@ def backward(layer: Layer, rows: Rows) -> Products:
     sums = _Sums(layer.blocks.wanted, layer.x.dtype)
     for part, x in _blocks(layer):
         r = _row(layer, part, x)
-        sums.add(r.gradient(_upstream(r, rows, part)), x, layer.W)
+        sums.add(r.gradient(_upstream(r, (rows.g, rows.q, rows.e), part)), x, layer.W)
     return sums.products()
 
 
-def backward_jvp(layer: Layer, rows: Rows, t: Tangents, rows_t: Upstream) -> Products:
+def backward_jvp(layer: Layer, rows: Rows, t: Tangents, rows_t: OfRows) -> Products:
     """Return the tangents of dx, dW and db along those of everything that they are made of."""
     sums = _Sums(layer.blocks.wanted, layer.x.dtype)
     for part, x in _blocks(layer):
         r = _row(layer, part, x)
-        up, up_t = _upstream(r, rows, part), _upstream(r, rows_t, part)
+        up, up_t = _upstream(r, (rows.g, rows.q, rows.e), part), _upstream(r, rows_t, part)
         u, y_t = _change(layer, part, x, t), _change_of_share(r, layer, part, t)
         sums.add(r.gradient_jvp(u, y_t, up, up_t), x, layer.W)
         sums.add(r.gradient(up), _at(t.x, part), t.W, same_rows=True)
@@ -92,20 +95,19 @@ def backward_vjp(layer: Layer, rows: Rows, v: Products, needs: Sequence[bool]) -
     """
     o, dtype = layer.options, layer.x.dtype
     sums = _Sums(needs[:3], dtype)
-    of_rows, of_targets = [], []
+    of_rows: list[tuple[Tensor, ...]] = []
+    of_targets: list[tuple[Tensor | None, Tensor | None]] = []
     t = Tangents(*v, None, None)
     for part, x in _blocks(layer):
         target, r = layer.target[part], _row(layer, part, x)
-        up, u = _upstream(r, rows, part), _change(layer, part, x, t)
+        up, u = _upstream(r, (rows.g, rows.q, rows.e), part), _change(layer, part, x, t)
         assert u is not None  # one of the three is there
         d = r.gradient_vjp(u, up)
         sums.add(d.input, x, layer.W)
         sums.add(r.gradient(up), _at(v.x, part), v.W, same_rows=True)
-        of_y = (None, None)
         if any(needs[3:5]):
-            of_y = targets.pull_back(r.share, target, layer.weight, d.y, o)
-        of_rows.append(tuple(x.squeeze(1) for x in (d.g, d.q, d.e)))
-        of_targets.append(of_y)
+            of_targets.append(targets.pull_back(r.share, target, layer.weight, d.y, o))
+        of_rows.append((d.g.squeeze(1), d.q.squeeze(1), d.e.squeeze(1)))
     d_g, d_q, d_e = (torch.cat(column) for column in zip(*of_rows, strict=True))
     return (
         *sums.products(),
@@ -122,14 +124,13 @@ def target_vjp(layer: Layer, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
     columns = []
     for part, x in _blocks(layer):
         r, target = _row(layer, part, x), layer.target[part]
-        up = _upstream(r, Upstream(g), part)
-        d_y = up.g * r.surprisal  # ∂ℓ/∂ỹ_k = lse − z_k
+        d_y = _upstream(r, (g, None, None), part).g * r.surprisal  # ∂ℓ/∂ỹ_k = lse − z_k
         columns.append(targets.pull_back(r.share, target, layer.weight, d_y, layer.options))
     return _joined_targets(columns, layer.target.is_floating_point(), layer.weight is not None)
 
 
 def _blocks(layer: Layer) -> Iterator[tuple[slice, Tensor]]:
-    """Yield the rows of each block and their input, 0 where they are ignored; one block at least."""
+    """Yield the rows of each block, one block at least, and their input, 0 where it is ignored."""
     x, logit_bytes = layer.x, len(layer.W) * NUMBERS_A_LOGIT * layer.options.dtype.itemsize
     for part in list(layer.blocks.parts(x, logit_bytes, LEAST_ROWS)) or [slice(0, 0)]:
         yield part, blank_ignored(x[part], layer.target[part], layer.options)
@@ -158,11 +159,11 @@ def _change_of_share(r: Row, layer: Layer, part: slice, t: Tangents) -> Tensor |
     return targets.push_forward(r.share, layer.weight, y_t, t.weight, layer.options)
 
 
-def _upstream(r: Row, rows: Rows | Upstream, part: slice) -> Upstream:
-    g = rows.g
+def _upstream(r: Row, of_rows: OfRows, part: slice) -> Upstream:
+    g, q, e = of_rows
     if g is not None:
         g = g.expand(r.c.shape[0]) if g.dim() == 0 else g[part]
-    return r.upstream(g, _at(rows.q, part), _at(rows.e, part))
+    return r.upstream(g, _at(q, part), _at(e, part))
 
 
 def _at(x: Tensor | None, part: slice) -> Tensor | None:

@@ -17,7 +17,6 @@ from custom_ops.last_layer import algebra, loop, operators
 from custom_ops.last_layer.algebra import Tangents
 from custom_ops.last_layer.layer import Blocks, Layer, Products
 from custom_ops.last_layer.products import scaled
-from custom_ops.row import Upstream
 from custom_ops.surroundings import graph_is_kept, is_known, is_watched
 
 __all__ = ["LinearCrossEntropyFunction", "LinearCrossEntropyVjpFunction"]
@@ -85,7 +84,7 @@ class LinearCrossEntropyFunction(Function):
                 *(*tensors, *rows, dx, dW, db, ctx.o, blocks, not graph_is_kept()),
             )
         if g is not None and any(needs[3:5]):
-            d_target, d_weight = algebra.target_vjp(Layer(*tensors, ctx.o, ctx.blocks), g)
+            d_target, d_weight = algebra.target_vjp(Layer.of(tensors, ctx.o, ctx.blocks), g)
         return d_x, d_W, d_b, d_target, d_weight, None, None
 
     @staticmethod
@@ -98,10 +97,10 @@ class _LinearCrossEntropyWithJvp(LinearCrossEntropyFunction):
     @staticmethod
     @without_autocast
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        layer = Layer(*ctx.saved_tensors[:LAYER], ctx.o, ctx.blocks)
+        layer = Layer.of(ctx.saved_tensors[:LAYER], ctx.o, ctx.blocks)
         loss_t, L_t, H_t = algebra.forward_jvp(layer, Tangents(*tangents[:LAYER]))
-        H_t = H_t if ctx.o.stats else None
-        return loss_t, torch.zeros_like(L_t), L_t, None, H_t, None, None, None
+        entropy_t = H_t if ctx.o.stats else None
+        return loss_t, torch.zeros_like(L_t), L_t, None, entropy_t, None, None, None
 
 
 class LinearCrossEntropyVjpFunction(Function):
@@ -133,7 +132,7 @@ class LinearCrossEntropyVjpFunction(Function):
     @without_autocast
     def algebra(*args: Any) -> Any:
         rows, (_, _, _, o, blocks, _) = Rows(*args[LAYER:ROWS]), args[ROWS:]
-        return tuple(algebra.backward(Layer(*args[:LAYER], o, blocks), rows))
+        return tuple(algebra.backward(Layer.of(args[:LAYER], o, blocks), rows))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
@@ -172,13 +171,13 @@ class _LinearCrossEntropyVjpWithJvp(LinearCrossEntropyVjpFunction):
         g_t, q_t, _, _, e_t = tangents[LAYER:ROWS]
         g_t = g_t if g_t is None or g_t.dim() else g_t.expand(len(layer.x))
         t = Tangents(*tangents[:LAYER])
-        return tuple(algebra.backward_jvp(layer, rows, t, Upstream(g_t, q_t, e_t)))
+        return tuple(algebra.backward_jvp(layer, rows, t, (g_t, q_t, e_t)))
 
 
 def _saved(ctx: Any) -> tuple[Layer, Rows]:
     """Return what `LinearCrossEntropyVjpFunction` saved."""
     saved = ctx.saved_tensors
-    return Layer(*saved[:LAYER], ctx.o, ctx.blocks), Rows(*saved[LAYER:])
+    return Layer.of(saved[:LAYER], ctx.o, ctx.blocks), Rows(*saved[LAYER:])
 
 
 def _scaled(layer: Layer, products: Products, g: Tensor, give: bool) -> tuple[Tensor | None, ...]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -65,6 +65,12 @@ class Layer(NamedTuple):
     weight: Tensor | None  #: (C,)
     options: Options
     blocks: Blocks
+
+    @staticmethod
+    def of(tensors: Sequence[Any], options: Options, blocks: Blocks) -> Layer:
+        """Return the layer of these five tensors."""
+        x, W, b, target, weight = tensors
+        return Layer(x, W, b, target, weight, options, blocks)
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:

@@ -53,9 +53,8 @@ def layer_of(tensors: Sequence[Any], flat: Sequence[Any]) -> Layer:
     """Return the layer whose options and blocks an operator was given."""
     *options, total, wanted, rows = flat
     wants_x, wants_W, wants_b = map(bool, wanted)
-    x, W, b, target, weight = tensors
     blocks = Blocks(total, (wants_x, wants_W, wants_b), rows)
-    return Layer(x, W, b, target, weight, Options.of(*options), blocks)
+    return Layer.of(tensors, Options.of(*options), blocks)
 
 
 def wanted_of(products: Sequence[Tensor], blocks: Blocks) -> Products:

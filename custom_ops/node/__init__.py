@@ -8,7 +8,8 @@ Everything else it declines by returning None, what is wrong with an argument am
 checks and their sentences stand in Python alone. Its backward asks the Function's formulas where
 it is to be differentiated or batched.
 
-The cross-entropy of a batch on a GPU has a node too, with the Triton kernels behind it (`launcher.py`).
+The cross-entropy of a batch on a GPU has a node too, with the Triton kernels behind it
+(`launcher.py`).
 
 What stands twice, here and in the Functions, is held together by tests/test_native.py, row by row:
 promotion and autocast (`read_dtypes`), the mean's denominator (`mean_rows`), and the bits of loss

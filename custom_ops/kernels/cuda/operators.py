@@ -1,4 +1,4 @@
-"""The Triton kernels by the schemas of `kernels.operators`: for Python, and as custom_ops_cuda::…"""
+"""The Triton kernels by the schemas of `kernels.operators`, called directly or by torch.ops."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def total(x: Tensor) -> Tensor:
 
 
 def mean(loss: Tensor, problem: Problem, normalizer: float) -> tuple[Tensor, Tensor]:
-    """Return Σℓ/n and n of few rows, both 0-d; n is the normalizer, or counts labels if that is 0."""
+    """Return Σℓ/n and n of few rows, both 0-d; n counts the labels, or is a normalizer above 0."""
     result, divisor = loss.new_empty(()), loss.new_empty(())
     labels = None if normalizer else problem.target.contiguous()
     weight = None if problem.weight is None else problem.weight.contiguous()
