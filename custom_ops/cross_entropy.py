@@ -58,6 +58,12 @@ from custom_ops.surroundings import is_transformed, is_watched
 
 __all__ = ["CrossEntropyStats", "cross_entropy"]
 
+#: The options in the node's order.
+GIVEN = (
+    *("ignore_index", "reduction", "label_smoothing"),
+    *("z_loss", "softcap", "logit_scale", "normalizer"),
+)
+
 
 class CrossEntropyStats(NamedTuple):
     """What the pass over the logits also found, one a row; an ignored row has 0, −1 and 0."""
@@ -133,37 +139,16 @@ def cross_entropy(
     >>> cross_entropy(input, torch.tensor([0, 1]), reduction="none")
     tensor([0.1269, 0.6931])
     """
+    given = (ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale, normalizer)
     if not return_stats:
         # Fast path. It accepts only arguments that would pass every check below.
-        loss = node(
-            "cross_entropy",
-            input,
-            target,
-            weight,
-            ignore_index,
-            reduction,
-            label_smoothing,
-            z_loss,
-            softcap,
-            logit_scale,
-            normalizer,
-            dtype,
-            inplace_backward,
-        )
+        loss = node("cross_entropy", input, target, weight, *given, dtype, inplace_backward)
         if loss is not None:
             return loss
+    named = dict(zip(GIVEN, given, strict=True)) | {"return_stats": return_stats}
     if getattr(type(input), "is_lazy", False) and has_torch_function_unary(input):
-        return handle_torch_function(
-            cross_entropy,
-            (input,),
-            *(input, target, weight, ignore_index, reduction, label_smoothing),
-            z_loss=z_loss,
-            softcap=softcap,
-            logit_scale=logit_scale,
-            normalizer=normalizer,
-            dtype=dtype,
-            return_stats=return_stats,
-        )
+        tensors = (input, target, weight)
+        return handle_torch_function(cross_entropy, (input,), *tensors, **named, dtype=dtype)
     check_input("cross_entropy", input, None)
     check_dense("cross_entropy", input)
     check_dtype("cross_entropy", dtype)
@@ -171,18 +156,8 @@ def cross_entropy(
     check_cross_entropy_tensors(input, target, weight, ignore_index)
     check_normalizer(normalizer, reduction)
     if sharded.is_sharded(input, target, weight):
-        return sharded.cross_entropy(
-            cross_entropy,
-            *(input, target, weight, ignore_index),
-            reduction=reduction,
-            label_smoothing=label_smoothing,
-            z_loss=z_loss,
-            softcap=softcap,
-            logit_scale=logit_scale,
-            normalizer=normalizer,
-            dtype=dtype or promoted(*autocast_widened(input, target, weight)),
-            return_stats=return_stats,
-        )
+        dtype = dtype or promoted(*autocast_widened(input, target, weight))
+        return sharded.cross_entropy(cross_entropy, input, target, weight, **named, dtype=dtype)
     inplace = inplace_backward and not (is_transformed() or is_watched())
     if inplace:
         check_inplace(input)

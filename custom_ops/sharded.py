@@ -40,7 +40,7 @@ def cross_entropy(
     input: Any,
     target: Any,
     weight: Any,
-    *options: Any,
+    *,
     reduction: str,
     normalizer: float | Tensor | None,
     dtype: torch.dtype,
@@ -62,7 +62,7 @@ def cross_entropy(
         )
     local = rows.of(target, None if soft else rows.of_rows)
     found = function(
-        *(rows.of(input), local, rows.whole(weight), *options),
+        *(rows.of(input), local, rows.whole(weight)),
         reduction="none",
         dtype=statistics_dtype(dtype),
         **others,
@@ -72,8 +72,8 @@ def cross_entropy(
     if reduction != "none":
         loss = _everywhere(loss.sum())
     if reduction == "mean":
-        ignore_index = options[0]
-        counts = _counts(local, rows.whole(weight), soft, ignore_index, dim, loss.dtype)
+        index = others["ignore_index"]
+        counts = _counts(local, rows.whole(weight), soft, index, dim, loss.dtype)
         n = _everywhere(rows.wrap(counts, shape, rows.of_rows).sum())
         loss = loss / (n if normalizer is None else rows.replicated(normalizer))
     loss = loss.to(dtype)
