@@ -53,7 +53,7 @@ EXHAUSTIVE = (
     "test_benchmark.py::",
     "test_device_benchmark.py::",
     "test_distributed.py::test_normalizer_makes_up",
-    "test_explain.py::test_the_factors_come_in_the_order_of_the_chain_rule[index",
+    "lesson/test_explain.py::test_the_factors_come_in_the_order_of_the_chain_rule[index",
     "test_install.py::test_the_sdist_installs_without_torch",
     "test_last_layer_memory.py::test_peak_memory_of_a_child_process",
     "test_modules.py::test_torchs_own_samples_of_the_last_layer",
