@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 
 HEAVY, LIGHT = "━", "─"
@@ -60,7 +61,7 @@ def block(lines: str) -> str:
 
 def heading(words: str, rule: str) -> str:
     """Return a title: one # for the lesson, two for a part or a step."""
-    words = escaped(" ".join(words.split()))
+    words = escaped(re.sub("(?<!:) {2,}", " · ", words.replace(":  ", ": ")))
     return f"# {words}" if rule.startswith(HEAVY) and words.startswith("HOW") else f"## {words}"
 
 

@@ -85,7 +85,7 @@ def training(case: OneImage) -> str:
     read = "is read rightly" if guess == case.label else f"is taken for a {guess}"
     return wrap(
         f"The weights: from zero, {STEPS} steps of gradient descent on the first {TRAINED} "
-        "images, by the very gradient derived below. The layer misreads "
+        "images, with the gradient that is derived below. The layer misreads "
         f"{case.misread} of the {case.held_out} it has not seen. This image {seen}, and {read}."
     )
 
@@ -135,7 +135,8 @@ def contraction(case: OneImage) -> str:
     ∂C/∂z_s = Σ_k v_k · J_ks        (10,) = (10,) × (10, 10)        v @ J
 
 Score s reaches the cost through all ten probabilities, so ten products are
-added: the vector runs down column s. Column {s}, the likeliest wrong class:
+added: the vector runs down column s. (With v as a column it is Jᵀ v.) Column {s},
+the likeliest wrong class:
 
 {column(case.cross_entropy, s)}
 
@@ -157,7 +158,7 @@ def broadcast_mistake(case: OneImage) -> str:
     return f"""\
 {title("4. The mistake that changes the shape:  v * J")}
 
-PyTorch multiplies (10,) and (10, 10) element by element without a word, by
+PyTorch multiplies (10,) and (10, 10) element by element without an error, by
 broadcasting: (v * J)_ks = v_s J_ks. That is {table.numel()} numbers where the gradient has
 {len(case.y)}, and there are two ways to sum them:
 
@@ -172,6 +173,12 @@ def diagonal_mistake(case: OneImage) -> str:
     """Step 5."""
     e = case.cross_entropy
     lost = int(((e.wrong == 0) & (e.right != 0)).sum())
+    words = (
+        f"It pushes score {case.label} up and does not push the others down. That still goes "
+        "downhill, so the mistake goes unnoticed: trained by it, the same layer in the same "
+        f"{STEPS} steps misreads {case.misread_diagonal} of the {case.held_out} unseen images, not "
+        f"{case.misread}."
+    )
     return f"""\
 {title("5. The mistake that keeps the shape:  v * diag(J)")}
 
@@ -184,9 +191,7 @@ Softmax has the same a_s (1 − a_s), on J's diagonal. Used alone it gives
 
 {wrap(f"{lost} of {len(e.wrong)} entries are lost. {error(e)}")}
 
-It pushes score {case.label} up and forgets to push the others down. That is downhill
-still, so it goes unnoticed: trained by it, the same layer in the same {STEPS}
-steps misreads {case.misread_diagonal} of the {case.held_out} unseen images, not {case.misread}."""
+{wrap(words)}"""
 
 
 def squared_error(case: OneImage) -> str:
@@ -219,7 +224,7 @@ def third_order(case: OneImage) -> str:
     return f"""\
 {title("7. ∂z/∂W   (10, 10, 64)   three indices: it is never built")}
 
-    ∂z_s/∂W_ij = δ_si x_j        score s sees row s of W, and no other row
+    ∂z_s/∂W_ij = δ_si x_j        score s depends on row s of W alone
 
 Its slice s = {t} is a (10, 64) matrix: the image in row i = {t}, zeros in the nine
 others. Ten of the columns:
@@ -264,7 +269,10 @@ The largest difference between double sum and outer product is {gap(f.dC_dW - ou
 To the bias and to the layer below, by the same rule:
 
     ∂C/∂b   = ∂C/∂z                   (10,)
-    ∂C/∂x_j = Σ_s ∂C/∂z_s W_sj        (64,) = (10,) × (10, 64)"""
+    ∂C/∂x_j = Σ_s ∂C/∂z_s W_sj        (64,) = (10,) × (10, 64)
+
+W is the Jacobian ∂z/∂x of the linear layer, so this is row vector times
+Jacobian once more."""
 
 
 def sigmoid(case: OneImage) -> str:

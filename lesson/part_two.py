@@ -7,9 +7,8 @@ import inspect
 import torch
 from torch import Tensor
 
-from lesson.digits import digits
 from lesson.layout import gap, header, matrix, part, products, row, title, wrap
-from lesson.network import HIDDEN, OFFSET, STEPS, AnyTarget, Batch, Numbers
+from lesson.network import HIDDEN, OFFSET, RATE, STEPS, AnyTarget, Batch, Numbers
 from lesson.one_image import OneImage
 from lesson.part_one import VOCABULARY
 from lesson.two_layers import gradients
@@ -37,8 +36,8 @@ def the_batch(b: Batch) -> str:
     return f"""\
 {part("PART TWO: the batch, and the layer below")}
 
-Nothing new is multiplied from here on. The same sums are written for N images
-at once, and then for a second layer.
+The rule stays the same from here on. The same sums are written for N images at
+once, and then for a second layer.
 
 
 {title("12. The batch   N images, a row each")}
@@ -59,13 +58,16 @@ def batch_scores(b: Batch) -> str:
     """Step 13."""
     n = len(b.X)
     literal = b.each.dC_dz / n
+    words = (
+        "dZ is short for ∂C/∂Z; so are dW, db and dX below. Image n's cost C_n depends on row n of "
+        "Z and on no other row. So each row has its own v, ∂C_n/∂A_n, and its own J: "
+        f"{n} matrices of (10, 10), not one of ({n * 10}, {n * 10}). In each row steps 1 to 3 hold "
+        "as they stand, times ∂C/∂C_n:"
+    )
     return f"""\
 {title("13. dZ = (A − Y) / N   (N, 10)   where the 1/N goes")}
 
-dZ is short for ∂C/∂Z; so are dW, db and dX below. Image n's cost depends on row
-n of Z and on no other row. So every row has a J of its own: {n} of (10, 10), not
-one of {n * 10} rows. In each row steps 1 to 3 hold as they stand, with v_n the
-gradient of that row's own cost C_n, times ∂C/∂C_n:
+{wrap(words)}
 
     dZ_ns = ∂C/∂C_n · Σ_k v_nk J_nks = 1/N · (A_ns − Y_ns)
 
@@ -74,12 +76,12 @@ gradient of that row's own cost C_n, times ∂C/∂C_n:
 
 The 1/N is ∂C/∂C_n, as C is a mean. It comes in here, once. All that follows is
 made of dZ and has it already. (If C is the sum of the rows' costs, there is no
-1/N.) From {n} Jacobians it is the same: the largest difference is {gap(b.dZ - literal)}."""
+1/N.) With the {n} Jacobians built, the largest difference is {gap(b.dZ - literal)}."""
 
 
 def batch_weights(case: OneImage, b: Batch) -> str:
     """Step 14."""
-    i, j = case.rival, case.grey_pixel
+    i, j = case.rival, int(b.X.amin(0).argmax())  # a pixel that no image leaves white
     terms = list(zip(b.dZ[:, i].tolist(), b.X[:, j].tolist(), strict=True))
     outer = b.each.dC_dW.sum(0) / len(b.X)
     differences = [
@@ -128,8 +130,8 @@ The upper layer is that of step 14, and its input is now X₁. So
     dZ₂ = (A − Y) / N       dW₂ = dZ₂ᵀ X₁       db₂ = Σ_n dZ₂_n
     dX₁ = dZ₂ W₂            (N, {HIDDEN}) = (N, 10) × (10, {HIDDEN})
 
-The J of σ is diagonal, with σ' = σ (1 − σ) there (step 9), and σ is X₁ itself.
-The vector times this matrix is the element-wise product, ⊙:
+The J of σ is diagonal, with σ (1 − σ) on it (step 9), and σ(Z₁) is X₁. A row
+vector times a diagonal matrix is an element-wise product, ⊙:
 
     dZ₁ = dX₁ ⊙ X₁ ⊙ (1 − X₁)       (N, {HIDDEN})
     dW₁ = dZ₁ᵀ X            ({HIDDEN}, 64) = ({HIDDEN}, N) × (N, 64)
@@ -154,8 +156,8 @@ def the_code(case: OneImage, numbers: Numbers) -> str:
     shapes = [s if s.endswith(")") else s + ")" for s in shapes]
     said = wrap(
         f"This text is the function that ran. From random weights, {STEPS} steps of gradient "
-        f"descent by it on the {len(digits().x) - case.held_out} images give a network that "
-        f"misreads {net.misread} of the {case.held_out} unseen ones; one layer misread "
+        f"descent with it, each weight less {RATE:.0f} times its gradient, give a network that "
+        f"misreads {net.misread} of the {case.held_out} unseen images; one layer misread "
         f"{case.misread}. On the {len(b.X)} images, beside torch's autograd of F.cross_entropy:"
     )
     return f"""\
@@ -165,6 +167,7 @@ N images, D pixels, H hidden units, K classes.
 
 {inspect.getsource(gradients).rstrip()}
 
+softmax is exp(z_k) / Σ_s exp(z_s) in each row.
 {said}
 
     {"":<24}{"".join(f"{name:>12}" for name in names)}
@@ -218,7 +221,8 @@ def kept(case: OneImage, numbers: Numbers) -> str:
         f"and the two numbers {two:.3f} MB. They stay apart, because their sum would lose digits: "
         f"with {OFFSET:,.0f} added to every score, float32 gets a to within "
         f"{bound(k.offset_error)} from M and L, and only to within {bound(k.offset_error_of_sum)} "
-        "from the one number M + L."
+        "from the one number M + L. custom_ops.cross_entropy works so: it keeps z, the target, "
+        "M and L."
     )
     return f"""\
 {title("18. What forward keeps for backward")}
@@ -236,8 +240,7 @@ kept. Two numbers for each row give it back from the scores:
     a_k = exp((z_k − M) − L)          a_{s} = exp(({case.factors.z[s]:.3f} − M) − L) = {k.a[s]:.3f}
 
 The largest difference to a is {gap(k.a - a)}, and C = L + (M − z_t) for label t.
-{size}
-custom_ops.cross_entropy works so: it keeps z, the target, M and L."""
+{size}"""
 
 
 def bound(v: float) -> str:

@@ -16,7 +16,7 @@ def test_the_document_is_what_the_script_makes(text):
 def test_every_word_of_the_text_is_in_the_document(text):
     def words(of):
         of = of.replace("\\*", "*").replace("&lt;", "<")
-        return re.sub(r"[\s─━#]+|```(text|python)?", "", of)
+        return re.sub(r"[\s─━#·]+|```(text|python)?", "", of)
 
     document = markdown(text)
     start = document.index("*Written by")

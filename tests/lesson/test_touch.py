@@ -80,6 +80,11 @@ def test_the_pages_formulas_are_the_literal_ones(mode, state):
 
 
 @in_node
+def test_the_vector_runs_down_the_columns_not_along_the_rows():
+    assert browser.in_node("vectorTimesMatrix([1, 2], [[1, 2], [3, 4]])") == [7, 10]
+
+
+@in_node
 def test_scores_far_apart_do_not_overflow():
     assert browser.in_node("softmax([1000, 0, -1000])") == [1, 0, 0]
 
