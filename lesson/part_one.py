@@ -96,7 +96,7 @@ def cost_gradient(case: OneImage) -> str:
     return f"""\
 {title("1. v = ∂C/∂a   (10,)   a vector")}
 
-    v_k = ∂C/∂a_k = −y_k / a_k
+    v_k = ∂C/∂a_k = −y_k / a_k        as C = −Σ_k y_k log a_k
 
 {header("k")}
 {row("v", case.factors.dC_da)}

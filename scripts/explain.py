@@ -25,7 +25,7 @@ from lesson.one_image import one_image
 from lesson.page import page
 from lesson.picture import write_picture
 
-TOUCH = Path(__file__).parents[1] / "docs" / "softmax.html"
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
@@ -50,15 +50,23 @@ def main() -> None:
 
 def afterwards(picture: Path) -> str:
     """Say where the picture is, and what there is to do next."""
+    there = "" if Path.cwd() == ROOT else f"cd {ROOT} && "
     return f"""\
 The picture of it:
 {picture}
 
 The same with sliders, in a browser:
-{TOUCH}
+{near(ROOT / "docs" / "softmax.html")}
 
-Five backward passes to write yourself; the first:
-python -m lesson.exercises.check 1"""
+Five backward passes to write yourself, and the command that grades the first:
+{near(ROOT / "lesson" / "exercises")}
+{there}{near(Path(sys.executable))} -m lesson.exercises.check 1"""
+
+
+def near(path: Path) -> str:
+    """Return the path as seen from here, if it lies below."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
 def parser() -> argparse.ArgumentParser:
