@@ -8,6 +8,7 @@ import sys
 from itertools import combinations
 from pathlib import Path
 
+import computed
 import pytest
 import torch
 import torch.nn.functional as F
@@ -37,6 +38,11 @@ def printed(request, tmp_path_factory):
     done = run("--out", png, *index, PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout, png
+
+
+@pytest.fixture
+def case():
+    return computed.case()
 
 
 # The page

@@ -3,9 +3,17 @@
 import re
 from pathlib import Path
 
+import computed
+import pytest
+
 from lesson.markdown import markdown
 
 DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.fixture
+def text():
+    return computed.text()
 
 
 def test_the_document_is_what_the_script_makes(text):

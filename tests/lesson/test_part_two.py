@@ -3,15 +3,32 @@
 import ast
 import re
 
+import computed
 import pytest
 import torch
 import torch.nn.functional as F
+from computed import close
 from reading import matrix, row, section
 
 import custom_ops
 from custom_ops.jacobian import softmax
 from lesson.network import HIDDEN, N, scores
 from lesson.part_two import ROWS, VOCABULARY, bound
+
+
+@pytest.fixture
+def case():
+    return computed.case()
+
+
+@pytest.fixture
+def numbers():
+    return computed.numbers()
+
+
+@pytest.fixture
+def text():
+    return computed.text()
 
 
 def torchs(cost, *leaves):
@@ -36,7 +53,7 @@ def test_printed_gradient_of_the_scores_is_torchs(text, numbers, case):
     torch.testing.assert_close(printed, want, atol=5.1e-4, rtol=0)
 
 
-def test_gradients_of_the_batch_are_torchs(numbers, case, close):
+def test_gradients_of_the_batch_are_torchs(numbers, case):
     b, (W, bias) = numbers.batch, case.layer
     want = torchs(lambda X, W, c: F.cross_entropy(X @ W.T + c, b.Y), b.X, W, bias)
     for got, expected in zip((b.dX, b.dW, b.db), want, strict=True):
@@ -52,13 +69,13 @@ def test_every_row_has_a_jacobian_of_its_own(numbers, case):
     assert not J.any()
 
 
-def test_without_the_mean_there_is_no_factor(numbers, case, close):
+def test_without_the_mean_there_is_no_factor(numbers, case):
     b = numbers.batch
     (want,) = torchs(lambda Z: F.cross_entropy(Z, b.Y, reduction="sum"), case.layer(b.X))
     close(b.A - b.Y, want)
 
 
-def test_weights_gradient_is_a_sum_of_outer_products(numbers, close):
+def test_weights_gradient_is_a_sum_of_outer_products(numbers):
     b = numbers.batch
     outer = [torch.outer(dz, x) for dz, x in zip(b.dZ, b.X, strict=True)]
     close(torch.stack(outer).sum(0), b.dW)
@@ -67,14 +84,14 @@ def test_weights_gradient_is_a_sum_of_outer_products(numbers, close):
 # The network
 
 
-def test_gradients_of_the_network_are_torchs(numbers, close):
+def test_gradients_of_the_network_are_torchs(numbers):
     b, net = numbers.batch, numbers.network
     want = torchs(lambda *w: F.cross_entropy(scores(b.X, *w), b.Y), *net.weights)
     for got, expected in zip(net.gradients, want, strict=True):
         close(got, expected)
 
 
-def test_hidden_gradient_is_element_wise_because_the_sigmoids_jacobian_is_diagonal(numbers, close):
+def test_hidden_gradient_is_element_wise_because_the_sigmoids_jacobian_is_diagonal(numbers):
     b, net = numbers.batch, numbers.network
     W1, b1, W2, b2 = net.weights
 
@@ -94,7 +111,7 @@ def test_relus_slope_is_one_or_zero():
     assert torch.equal(slope, (z > 0).float())
 
 
-def test_printed_code_runs_and_gives_torchs_gradients(text, numbers, close):
+def test_printed_code_runs_and_gives_torchs_gradients(text, numbers):
     source = re.search(r"^def gradients.*?^    return .*?$", text, re.M | re.S)[0]
     space = {"softmax": softmax, "Tensor": torch.Tensor, "Tensors": tuple}
     exec(source, space)
@@ -127,7 +144,7 @@ def test_network_trained_by_the_printed_code_reads_better_than_one_layer(numbers
 
 
 @pytest.mark.parametrize("which", ["soft", "heavy"])
-def test_any_target_gives_m_a_minus_y(numbers, case, close, which):
+def test_any_target_gives_m_a_minus_y(numbers, case, which):
     target = getattr(numbers, which)
     (want,) = torchs(lambda z: -(target.y * z.log_softmax(0)).sum(), case.factors.z)
     close(target.dC_dz, want)
@@ -142,7 +159,7 @@ def test_soft_target_adds_up_to_one_and_the_other_does_not(text, numbers):
     torch.testing.assert_close(row(below, "v @ J", 1), row(below, "m a − y", 1), atol=1e-9, rtol=0)
 
 
-def test_two_numbers_give_the_probabilities_and_the_cost_back(numbers, case, close):
+def test_two_numbers_give_the_probabilities_and_the_cost_back(numbers, case):
     k, z = numbers.kept, case.factors.z
     close(k.a, z.softmax(0))
     assert k.L + (k.M - float(z[case.label])) == pytest.approx(case.cost)
