@@ -314,7 +314,9 @@ def agreement(case: OneImage) -> str:
     return f"""\
 {title("10. Three other routes to steps 3 and 8")}
 
-The largest difference of an entry, in float64:
+Central differences ask nothing of calculus: move one entry by ε up and down,
+and (C₊ − C₋) / 2ε is its gradient, nearly. F.cross_entropy takes the scores z;
+softmax is inside it. The largest difference of an entry, in float64:
 
     {"":<38}{"∂C/∂z":>12}{"∂C/∂W":>12}
 {rows}"""
