@@ -19,7 +19,7 @@ TRITON_SUBSET := tests/test_triton.py tests/test_triton_node.py tests/test_softm
 # Each version of torch, in an environment of its own: versions/ says beside what.
 VERSIONS := $(patsubst versions/torch-%.txt,%,$(sort $(wildcard versions/*.txt)))
 OPS_TESTS := $(filter-out tests/test_training% tests/test_%benchmark.py tests/test_cuda% \
-  tests/test_explain.py tests/test_install.py tests/test_integrations% tests/test_readme.py, \
+  tests/test_install.py tests/test_integrations% tests/test_readme.py, \
   $(wildcard tests/test_*.py))
 
 .PHONY: demo mnist lm check test test-all audit test-triton test-asan test-oldest test-versions explain bench bench-cuda wheel lint clean

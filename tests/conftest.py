@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -45,6 +46,7 @@ torch.set_num_threads(1)  # pytest-xdist runs a process a core
 collect_ignore = [
     *(["test_cuda.py", "test_cuda_last_layer.py"] * (not torch.cuda.is_available())),
     *(["test_triton.py", "test_triton_node.py"] * (not cuda.interpreted)),
+    *(["lesson"] * (find_spec("sklearn") is None or find_spec("matplotlib") is None)),
 ]
 
 #: Tests of tens of seconds, of a kind that the quick run has a smaller one of.
@@ -53,7 +55,7 @@ EXHAUSTIVE = (
     "test_benchmark.py::",
     "test_device_benchmark.py::",
     "test_distributed.py::test_normalizer_makes_up",
-    "test_explain.py::test_the_factors_come_in_the_order_of_the_chain_rule[index",
+    "lesson/test_explain.py::test_the_factors_come_in_the_order_of_the_chain_rule[index",
     "test_install.py::test_the_sdist_installs_without_torch",
     "test_last_layer_memory.py::test_peak_memory_of_a_child_process",
     "test_modules.py::test_torchs_own_samples_of_the_last_layer",

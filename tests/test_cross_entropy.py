@@ -172,17 +172,17 @@ def test_third_derivative_agrees(kind, options):
 
 def test_last_layer_gradient_and_hvp_are_the_literal_ones():
     """∂C/∂W_ij = Σ_k Σ_s ∂C/∂a_k · J_ks · ∂z_s/∂W_ij, and its derivative along a direction."""
-    h, W, b = (torch.randn(s, dtype=D) for s in ((5, 3), (4, 3), (4,)))
+    x, W, b = (torch.randn(s, dtype=D) for s in ((5, 3), (4, 3), (4,)))
     y = torch.rand(5, 4, dtype=D)
-    V = tuple(torch.randn_like(t) for t in (h, W, b))
+    V = tuple(torch.randn_like(t) for t in (x, W, b))
     gradient = torch.func.grad(
-        lambda h, W, b: cross_entropy(h @ W.T + b, y, reduction="sum"), argnums=(0, 1, 2)
+        lambda x, W, b: cross_entropy(x @ W.T + b, y, reduction="sum"), argnums=(0, 1, 2)
     )
-    (d_h, d_W, d_b), (H_h, H_W, H_b) = torch.func.jvp(gradient, (h, W, b), V)
-    g = jacobian.last_layer_gradient(h, W, b, y)
-    H = jacobian.last_layer_hvp(h, W, b, y, *V)
-    torch.testing.assert_close((d_h, d_W, d_b), (g.dC_dh, g.dC_dW.sum(0), g.dC_db.sum(0)))
-    torch.testing.assert_close((H_h, H_W, H_b), (H.h, H.W.sum(0), H.b.sum(0)))
+    (d_x, d_W, d_b), (H_x, H_W, H_b) = torch.func.jvp(gradient, (x, W, b), V)
+    g = jacobian.last_layer_gradient(x, W, b, y)
+    H = jacobian.last_layer_hvp(x, W, b, y, *V)
+    torch.testing.assert_close((d_x, d_W, d_b), (g.dC_dx, g.dC_dW.sum(0), g.dC_db.sum(0)))
+    torch.testing.assert_close((H_x, H_W, H_b), (H.x, H.W.sum(0), H.b.sum(0)))
 
 
 @pytest.mark.parametrize("integer", INTEGERS)

@@ -201,6 +201,7 @@ def test_the_sdist_holds_all_that_a_build_and_its_tests_need(sources, tmp_path: 
     assert kernels <= inside
     assert {"setup.py", "pyproject.toml", "LICENSE", "README.md", "Makefile"} <= inside
     assert {"tests/conftest.py", "tests/test_install.py", "training/data/digits.py"} <= inside
+    assert {"lesson/page.py", "lesson/exercises/check.py", "docs/softmax.html"} <= inside
     assert not [name for name in inside if name.endswith((".so", ".pyc", "built.json"))]
 
 

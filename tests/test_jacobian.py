@@ -14,12 +14,12 @@ D = torch.double
 
 
 def layer(*batch):
-    h, y = torch.randn(*batch, 3, dtype=D), torch.rand(*batch, 4, dtype=D)
-    return h, torch.randn(4, 3, dtype=D), torch.randn(4, dtype=D), y
+    x, y = torch.randn(*batch, 3, dtype=D), torch.rand(*batch, 4, dtype=D)
+    return x, torch.randn(4, 3, dtype=D), torch.randn(4, dtype=D), y
 
 
-def cost(h, W, b, y):
-    return -(y * torch.log_softmax(h @ W.T + b, -1)).sum()
+def cost(x, W, b, y):
+    return -(y * torch.log_softmax(x @ W.T + b, -1)).sum()
 
 
 @pytest.mark.parametrize("batch", [(), (2,), (2, 5)])
@@ -40,11 +40,11 @@ def test_jacobian_is_symmetric_and_its_rows_sum_to_zero(z):
 
 @pytest.mark.parametrize("batch", [(), (2,), (2, 5)])
 def test_last_layer_gradient_is_that_of_autograd(batch):
-    h, W, b, y = layer(*batch)
-    g = jacobian.last_layer_gradient(h, W, b, y)
-    want = torch.func.grad(cost, argnums=(0, 1, 2))(h, W, b, y)
+    x, W, b, y = layer(*batch)
+    g = jacobian.last_layer_gradient(x, W, b, y)
+    want = torch.func.grad(cost, argnums=(0, 1, 2))(x, W, b, y)
     rows = list(range(len(batch)))
-    torch.testing.assert_close(g.dC_dh, want[0])
+    torch.testing.assert_close(g.dC_dx, want[0])
     torch.testing.assert_close(g.dC_dW.sum(rows) if rows else g.dC_dW, want[1])
     torch.testing.assert_close(g.dC_db.sum(rows) if rows else g.dC_db, want[2])
 
@@ -60,15 +60,15 @@ def test_every_factor_has_the_shape_that_the_lesson_says():
         "dC_dz": (4,),
         "dz_dW": (4, 4, 3),
         "dC_dW": (4, 3),
-        "dC_dh": (3,),
+        "dC_dx": (3,),
         "dC_db": (4,),
     }
 
 
 def test_last_layer_gradient_is_an_outer_product():
-    h, W, b, y = layer()
-    g = jacobian.last_layer_gradient(h, W, b, y)
-    torch.testing.assert_close(g.dC_dW, torch.outer(g.dC_dz, h))
+    x, W, b, y = layer()
+    g = jacobian.last_layer_gradient(x, W, b, y)
+    torch.testing.assert_close(g.dC_dW, torch.outer(g.dC_dz, x))
     torch.testing.assert_close(g.dC_dz, y.sum() * g.a - y)
 
 
@@ -79,13 +79,13 @@ def test_an_element_wise_product_is_another_thing():
 
 @pytest.mark.parametrize("batch", [(), (2,), (2, 5)])
 def test_last_layer_hvp_is_forward_over_reverse_of_autograd(batch):
-    h, W, b, y = layer(*batch)
-    V_h, V_W, v_b = torch.randn_like(h), torch.randn_like(W), torch.randn_like(b)
-    got = jacobian.last_layer_hvp(h, W, b, y, V_h, V_W, v_b)
+    x, W, b, y = layer(*batch)
+    V_x, V_W, v_b = torch.randn_like(x), torch.randn_like(W), torch.randn_like(b)
+    got = jacobian.last_layer_hvp(x, W, b, y, V_x, V_W, v_b)
     gradient = torch.func.grad(cost, argnums=(0, 1, 2))
-    _, want = torch.func.jvp(lambda h, W, b: gradient(h, W, b, y), (h, W, b), (V_h, V_W, v_b))
+    _, want = torch.func.jvp(lambda x, W, b: gradient(x, W, b, y), (x, W, b), (V_x, V_W, v_b))
     rows = list(range(len(batch)))
-    torch.testing.assert_close(got.h, want[0])
+    torch.testing.assert_close(got.x, want[0])
     torch.testing.assert_close(got.W.sum(rows) if rows else got.W, want[1])
     torch.testing.assert_close(got.b.sum(rows) if rows else got.b, want[2])
 

@@ -165,13 +165,13 @@ def test_the_literal_jacobian_gives_the_same():
     x1, W1, b1 = differentiable(x, W, b)
     loss = linear_cross_entropy(x1, W1, t, b1, reduction="sum", block_rows=2)
     got = torch.autograd.grad(loss, (x1, W1, b1), create_graph=True)
-    for a, c in zip(got, (want.dC_dh, want.dC_dW.sum(0), want.dC_db.sum(0)), strict=True):
+    for a, c in zip(got, (want.dC_dx, want.dC_dW.sum(0), want.dC_db.sum(0)), strict=True):
         assert_close(a, c)
     v = [torch.randn_like(s) for s in (x, W, b)]
     product = jacobian.last_layer_hvp(x, W, b, t, v[0], v[1], v[2])
     for a, c in zip(
         torch.autograd.grad(got, (x1, W1, b1), v),
-        (product.h, product.W.sum(0), product.b.sum(0)),
+        (product.x, product.W.sum(0), product.b.sum(0)),
         strict=True,
     ):
         assert_close(a, c)
