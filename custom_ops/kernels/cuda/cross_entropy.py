@@ -4,10 +4,11 @@
 
 The sums of a tile are relative to its own maximum m, so that no digit of a shared offset is lost:
 
-    Σ exp(z − m),    Σ y_k (m − z_k)  (`distance`),    Σ y_k  (`mass`)
+    S = Σ exp(z − m),  T = Σ exp(z − m) (z − m),  Σ y_k (m − z_k)  (`distance`),  Σ y_k  (`mass`)
 
 with y_k = ỹ_k for probabilities; for labels y_k = w_k, the even share that smoothing gives to every
-class, and the class that the label names is read for itself.
+class, and the class that the label names is read for itself. The entropy is −Σ p log p = L − T/S: a
+sum of two numbers that are not negative, as S ≥ 1 and T ≤ 0.
 """
 
 import torch
@@ -15,7 +16,7 @@ import triton
 import triton.language as tl
 
 from custom_ops.kernels.cuda.arguments import Arguments
-from custom_ops.kernels.cuda.arithmetic import finite, product, scalar, vanishing_exp
+from custom_ops.kernels.cuda.arithmetic import divided, finite, product, scalar, vanishing_exp
 from custom_ops.kernels.cuda.labels import read_labels, recorded
 from custom_ops.kernels.cuda.launch import launch, on_device
 from custom_ops.kernels.cuda.logits import logits
@@ -24,7 +25,6 @@ from custom_ops.kernels.cuda.record import record_of
 from custom_ops.kernels.cuda.rows import cells, chunk_cells, multiples, place, row_starts
 from custom_ops.kernels.cuda.targets import share
 from custom_ops.kernels.cuda.tiles import SMALL, ceil_div
-from custom_ops.kernels.eager import capped, entropy
 from custom_ops.kernels.labels import checked_labels
 from custom_ops.kernels.problem import Found, Problem
 
@@ -35,9 +35,9 @@ NEVER: tl.constexpr = tl.constexpr(2**31 - 1)  # no class has this number
 
 @triton.jit
 def tile_sums(
-    input, y: Target, r, k, ignore_index, shape, numbers, PREDICT: tl.constexpr, KIND: tl.constexpr
+    input, y: Target, r, k, ignore_index, shape, numbers, STATS: tl.constexpr, KIND: tl.constexpr
 ):
-    """m, Σ exp(z − m), distance, mass and arg-max of each row's classes k; m is NaN if a z is."""
+    """m, S, T, distance, mass and arg-max of each row's classes k; m is NaN if a z is."""
     n, classes, inner, stride = shape
     ACC: tl.constexpr = KIND.ACC
     wanted = r < n
@@ -54,20 +54,21 @@ def tile_sums(
         z = tl.where(inside, z, float("-inf"))
     m = tl.max(z, 1)
     shift = finite(m)[:, None]
-    s = tl.sum(vanishing_exp(z - shift), 1)
+    e = vanishing_exp(z - shift)
     distance, mass = tl.zeros_like(m), tl.zeros_like(m)
     if KIND.SOFT or KIND.SMOOTHING != "none":
         shares = share(y, r, k, inside, shape, numbers, KIND)
         distance = tl.sum(product(shares, shift - z), 1)
         mass = tl.sum(shares, 1)
-    best = tl.zeros_like(r)
-    if PREDICT:
+    T, best = tl.zeros_like(m), tl.zeros_like(r)
+    if STATS:
+        T = tl.sum(product(e, z - shift), 1)
         # NaN is the largest, as in torch, and of equals the first is taken
         nan = tl.min(tl.where(z != z, k[None, :], NEVER), 1)
         best = tl.min(tl.where(z == m[:, None], k[None, :], NEVER), 1)
         best = tl.where(nan < NEVER, nan, best)
         m = tl.where(nan < NEVER, float("nan"), m)
-    return m, s, distance, mass, best
+    return m, tl.sum(e, 1), T, distance, mass, best
 
 
 @triton.jit
@@ -78,7 +79,7 @@ def write(
     n, classes, inner, stride = shape
     rest, even, z_loss, _, _ = numbers
     ACC: tl.constexpr = KIND.ACC
-    M, S, distance, mass, best = sums
+    M, S, T, distance, mass, best = sums
     real = r < n
     # NaN where M is no number to shift by
     L = tl.where(tl.abs(M) == float("inf"), float("nan"), tl.log(S))
@@ -107,6 +108,7 @@ def write(
     tl.store(out.L + r, tl.where(ignored, 0.0, L), mask=real)
     if out.prediction is not None:
         tl.store(out.prediction + r, tl.where(ignored, -1, best).to(tl.int64), mask=real)
+        tl.store(out.entropy + r, tl.where(ignored, 0.0, L - divided(T, S)), mask=real)
 
 
 @triton.jit(do_not_specialize=["n", "ignore_index"])
@@ -127,8 +129,8 @@ def cross_entropy_whole(
     """Rows that fit in a tile."""
     shape, numbers = multiples(n, sizes, KIND.UNITS), (rest, even, z_loss, scale, cap)
     r, k, _ = place(shape[0], 1, KIND.ROWS, KIND.BLOCK)
-    predict: tl.constexpr = out.prediction is not None
-    sums = tile_sums(input, y, r, k, ignore_index, shape, numbers, predict, KIND)
+    STATS: tl.constexpr = out.prediction is not None
+    sums = tile_sums(input, y, r, k, ignore_index, shape, numbers, STATS, KIND)
     write(input, y, out, r, sums, shape, numbers, ignore_index, KIND)
 
 
@@ -152,17 +154,18 @@ def cross_entropy_partial(
     shape, numbers = multiples(n, sizes, KIND.UNITS), (rest, even, z_loss, scale, cap)
     n = shape[0]
     r, k, chunk = place(n, chunks, KIND.ROWS, KIND.BLOCK)
-    predict: tl.constexpr = partials.bests is not None
-    sums = tile_sums(input, y, r, k, ignore_index, shape, numbers, predict, KIND)
-    m, s, distance, mass, best = sums
+    STATS: tl.constexpr = partials.bests is not None
+    sums = tile_sums(input, y, r, k, ignore_index, shape, numbers, STATS, KIND)
+    m, S, T, distance, mass, best = sums
     to = r.to(tl.int64) * chunks + chunk
     field = tl.cast(n, tl.int64) * chunks
     tl.store(partials.sums + to, m, mask=r < n)
-    tl.store(partials.sums + to + field, s, mask=r < n)
+    tl.store(partials.sums + to + field, S, mask=r < n)
     if KIND.SOFT or KIND.SMOOTHING != "none":
         tl.store(partials.sums + to + 2 * field, distance, mask=r < n)
         tl.store(partials.sums + to + 3 * field, mass, mask=r < n)
-    if predict:
+    if STATS:
+        tl.store(partials.sums + to + 4 * field, T, mask=r < n)
         tl.store(partials.bests + to, best, mask=r < n)
 
 
@@ -190,15 +193,18 @@ def cross_entropy_combined(
     m = tl.load(partials.sums + at, mask=known, other=float("-inf"))
     s = tl.load(partials.sums + at + field, mask=known, other=0.0)
     M = tl.max(m, 1)
-    S = tl.sum(s * vanishing_exp(m - M[:, None]), 1)
+    down = vanishing_exp(m - M[:, None])
+    S = tl.sum(s * down, 1)
     distance, mass = tl.zeros_like(M), tl.zeros_like(M)
     if KIND.SOFT or KIND.SMOOTHING != "none":
         masses = tl.load(partials.sums + at + 3 * field, mask=known, other=0.0)
         moved = product(masses, M[:, None] - finite(m))
         distances = tl.load(partials.sums + at + 2 * field, mask=known, other=0.0)
         distance, mass = tl.sum(distances + moved, 1), tl.sum(masses, 1)
-    best = tl.zeros_like(r)
+    T, best = tl.zeros_like(M), tl.zeros_like(r)
     if out.prediction is not None:
+        t = tl.load(partials.sums + at + 4 * field, mask=known, other=0.0)
+        T = tl.sum(product(down, t + product(s, m - M[:, None])), 1)
         j = tl.arange(0, KIND.CHUNKS)
         nan = tl.min(tl.where(m != m, j[None, :], NEVER), 1)
         first = tl.min(tl.where(m == M[:, None], j[None, :], NEVER), 1)
@@ -206,7 +212,7 @@ def cross_entropy_combined(
         bests = tl.load(partials.bests + at, mask=known, other=0)
         best = tl.sum(tl.where(chosen, bests, 0), 1)
     shape, numbers = (n, sizes[0], sizes[1], sizes[2]), (rest, even, z_loss, scale, cap)
-    sums = (M, S, distance, mass, best)
+    sums = (M, S, T, distance, mass, best)
     write(input, y, out, r, sums, shape, numbers, ignore_index, KIND)
 
 
@@ -218,25 +224,20 @@ def cross_entropy(problem: Problem) -> Found:
         record.check()
     if not problem.soft and target.device.type == "cpu":
         target = checked_labels(target, problem.classes, o.ignore_index)
-    shape = [size for d, size in enumerate(input.shape) if d != o.dim]
-    loss, M, L = (torch.empty(shape, dtype=o.dtype, device=input.device) for _ in range(3))
-    prediction = None
+    loss = input.new_empty([n for d, n in enumerate(input.shape) if d != o.dim], dtype=o.dtype)
+    M, L, prediction, entropy = torch.empty_like(loss), torch.empty_like(loss), None, None
     if o.stats:
-        prediction = torch.empty(shape, dtype=torch.int64, device=input.device)
-    if problem.classes == 0:
-        for empty in (loss, M, L):
-            empty.zero_()
-        if prediction is not None:
-            prediction.fill_(-1)
+        prediction, entropy = torch.empty_like(loss, dtype=torch.int64), torch.empty_like(loss)
+    found = Found(loss, M, L, prediction, entropy)
     if input.numel():
         host = None if record is None else record.host
-        out = Results(loss, M, L, prediction, None, None, None, host, target.dim())
+        out = Results(*found, None, None, host, target.dim())
         _launch(Arguments.of(problem._replace(target=target)), out)
-    if prediction is None:
-        return Found(loss, M, L, None, None)
-    z, _, _ = capped(input, o)
-    H = entropy((M.unsqueeze(o.dim) - z) + L.unsqueeze(o.dim), o.dim)
-    return Found(loss, M, L, prediction, H.masked_fill(prediction < 0, 0.0))
+    elif problem.classes == 0:
+        for rows, empty in zip(found, (0, 0, 0, -1, 0), strict=True):
+            if rows is not None:
+                rows.fill_(empty)
+    return found
 
 
 def _launch(args: Arguments, out: Results) -> None:
@@ -247,7 +248,7 @@ def _launch(args: Arguments, out: Results) -> None:
         if t.chunks == 1:
             launch(cross_entropy_whole, programs, t.warps, x.tensor, y, out, *numbers, kind)
             return
-        sums = out.M.new_empty(4, n, t.chunks)
+        sums = out.M.new_empty(5, n, t.chunks)
         bests = None if out.prediction is None else sums.new_empty(n, t.chunks, dtype=torch.int32)
         partials, numbers = Chunks(sums, bests), (*numbers, t.chunks)
         launch(cross_entropy_partial, programs, t.warps, x.tensor, y, partials, *numbers, kind)

@@ -80,5 +80,5 @@ class Results(NamedTuple):
 class Chunks(NamedTuple):
     """What the forward keeps of each chunk of a row: sums[field, r, chunk] and bests[r, chunk]."""
 
-    sums: Any  #: m, Σ exp(z − m), `distance`, `mass`, Σ exp(z − m)·(z − m)
+    sums: Any  #: m, S, distance, mass, T (`cross_entropy`)
     bests: Any  #: the first class at m
