@@ -17,11 +17,9 @@ namespace custom_ops {
 
 namespace py = pybind11;
 
-// The Python functions that compute a cross-entropy and its gradient on another device, of so many
-// rows at most: with more, there is so much to do that Python's frames are no matter.
+// The Python functions of `launcher.py`, which launch on another device.
 struct Launcher {
-  int64_t most_rows;
-  py::object forward, backward;
+  std::map<std::string, py::object> functions;
 };
 
 inline std::map<c10::DeviceType, Launcher>& launchers() {
