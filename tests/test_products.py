@@ -56,10 +56,21 @@ def half(request):
     return request.param
 
 
-def test_a_gpus_products_are_wide_and_a_cpus_are_not(half):
+@pytest.mark.parametrize(
+    ("device", "hip", "capability", "wide"),
+    [
+        ("cuda", None, (8, 0), True),
+        ("cuda", None, (12, 0), True),
+        ("cuda", None, (7, 5), False),
+        ("cuda", "7.0", (9, 4), False),
+        ("cpu", None, None, False),
+    ],
+)
+def test_whose_products_are_wide(half, monkeypatch, device, hip, capability, wide):
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     with FakeTensorMode():
-        assert products.widens(torch.empty(2, 2, dtype=half, device="cuda"))
-        assert not products.widens(torch.empty(2, 2, dtype=half))
+        assert products.widens(torch.empty(2, 2, dtype=half, device=device)) == wide
 
 
 @pytest.fixture

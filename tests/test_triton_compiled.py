@@ -336,7 +336,7 @@ def test_no_kernel_is_left_out(monkeypatch):
         "hessian_chunks",
         "hessian_partial",
         "hessian_whole",
-        "labels_reported",
+        "labels_looked_at",
         "map_chunks",
         "map_partial",
         "map_whole",
@@ -383,3 +383,9 @@ def test_a_launch_like_an_earlier_one_takes_its_kernel(monkeypatch):
     assert (len(found), len(again)) == (6, 1)
     ops.direct.softmax(z, 1, False)
     assert (len(found), len(again)) == (6, 2)
+
+
+@pytest.mark.parametrize("value", ["1", "true", "TRUE", "On", "yes", "y", "0", "", "t", "2"])
+def test_the_interpreter_is_wanted_as_triton_reads_it(monkeypatch, value):
+    monkeypatch.setenv("TRITON_INTERPRET", value)
+    assert face.wants_interpreter() == triton.knobs.runtime.interpret

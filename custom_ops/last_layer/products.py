@@ -103,8 +103,13 @@ def advised(fresh: Tensor) -> Tensor:
 
 
 def widens(A: Tensor) -> bool:
-    """Whether the device of A gives the product of its half-precision numbers in float32."""
-    return A.device.type == "cuda"
+    """Whether the device of A gives the product of its half-precision numbers in float32.
+
+    NVIDIA's do from Ampere on; torch refuses such a product before it, and on ROCm.
+    """
+    if A.device.type != "cuda" or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_capability(A.device) >= (8, 0)
 
 
 def _add_wide_(total: Tensor, A: Tensor, B: Tensor, beta: int) -> None:

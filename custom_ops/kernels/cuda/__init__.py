@@ -35,7 +35,13 @@ __all__ = [
     "where",
 ]
 
-interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+
+def wants_interpreter() -> bool:
+    """Whether Triton will interpret its kernels, read from the environment as Triton reads it."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+
+
+interpreted = wants_interpreter()
 device, where = ("cpu", "interpreted on the CPU") if interpreted else ("cuda", "on CUDA")
 _ABSENT = "Triton is not installed"
 
