@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import sys
 
 import pytest
 import torch
@@ -627,13 +628,31 @@ def test_labels_that_are_taken_in_blocks_are_named_by_their_place_among_all(unch
         )
 
 
+@pytest.mark.parametrize("rows", [None, 2])
+def test_the_last_layer_tells_a_bad_label_once_and_by_its_place(unchecked, monkeypatch, rows):
+    from custom_ops.kernels.cuda import labels
+
+    def looked_at(target: Tensor, *numbers: int) -> Tensor:
+        labels.report(target, *numbers)  # and on the CPU would raise at once
+        return target
+
+    monkeypatch.setattr(sys.modules["custom_ops.linear_cross_entropy"], "checked_labels", looked_at)
+    x, W = torch.randn(7, 3), torch.randn(5, 3, requires_grad=True)
+    good = torch.tensor([0, 1, 2, 3, 4, 0, 0])
+    bad = good.index_fill(0, torch.tensor([5, 6]), 9)
+    assert custom_ops.linear_cross_entropy(x, W, bad, block_rows=rows).isnan()
+    with pytest.raises(IndexError, match=r"target\[5\] is 9, out of range for 5 classes"):
+        custom_ops.linear_cross_entropy(x, W, good, block_rows=rows)
+    assert custom_ops.linear_cross_entropy(x, W, good, block_rows=rows).isfinite()
+
+
 def test_a_record_that_is_not_whole_yet_is_not_read():
     from custom_ops.kernels.cuda.record import LABEL, READY, Record
 
     record = Record(torch.device("cpu"))
-    record.host[LABEL] = 7
+    record.memory.host[LABEL] = 7
     record.check()
-    record.host[READY] = 1
+    record.memory.host[READY] = 1
     with pytest.raises(IndexError, match=r"target is 7"):
         record.check()
     record.check()

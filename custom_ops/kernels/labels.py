@@ -6,14 +6,16 @@ Python's `if` on a value cannot: there a bad label reads outside the logits with
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from custom_ops.surroundings import is_onnx_tracing
 
-__all__ = ["checked_labels", "set_report"]
+__all__ = ["checked_labels", "labels_reported", "reported", "set_report"]
 
 torch.library.define(
     "custom_ops::checked_labels", "(Tensor target, SymInt classes, int ignore_index) -> Tensor"
@@ -52,6 +54,27 @@ _reports: dict[str, Callable[[Tensor, int, int], None]] = {}
 def set_report(device: str, report: Callable[[Tensor, int, int], None]) -> None:
     """Have devices of this type write a bad label down by report(target, classes, ignore_index)."""
     _reports[device] = report
+
+
+_here = threading.local()
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Say that the labels of the calls inside are parts of what `checked_labels` has seen.
+
+    A device then writes no bad label down a second time, with its place in its part.
+    """
+    before, _here.reported = labels_reported(), True
+    try:
+        yield
+    finally:
+        _here.reported = before
+
+
+def labels_reported() -> bool:
+    """Whether this thread is inside of `reported`."""
+    return getattr(_here, "reported", False)
 
 
 def _report(target: Tensor, classes: int, ignore_index: int) -> None:

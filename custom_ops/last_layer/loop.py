@@ -16,6 +16,7 @@ from torch import Tensor
 from custom_ops import kernels
 from custom_ops.kernels import Found, Options, Rows, statistics_dtype
 from custom_ops.kernels.eager.targets import ignored_rows
+from custom_ops.kernels.labels import reported
 from custom_ops.kernels.plain import can_be_read
 from custom_ops.last_layer.layer import Layer, Products
 from custom_ops.last_layer.products import Sums, advised
@@ -45,7 +46,9 @@ def forward(layer: Layer) -> Pass:
     sums, one = Sums(layer), loss.new_ones(()).expand(N)
     for part, z in _logits(layer):
         problem = layer.problem(z, part)
-        for whole, of_part in zip(all, kernels.cross_entropy(problem), strict=True):
+        with reported():
+            of_rows = kernels.cross_entropy(problem)
+        for whole, of_part in zip(all, of_rows, strict=True):
             if whole is not None and of_part is not None:
                 whole[part] = of_part
         if any(blocks.wanted):

@@ -41,22 +41,22 @@ def mapped(p, v, total, MAP: tl.constexpr):
 
 
 @triton.jit
-def read(p, v, r, k, shape, ACC: tl.constexpr):
+def read(p, v, r, k, shape, KIND: tl.constexpr):
     """The tiles, 0 in the padding, which adds nothing to the sum; the padding, and where v lies."""
     rows, classes, inner, stride = shape
     inside = (r < rows)[:, None] & (k < classes)[None, :]
-    a = tl.load(p + cells(r, k, inner, stride), mask=inside, other=0.0).to(ACC)
+    a = tl.load(p + cells(r, k, inner, stride), mask=inside, other=0.0).to(KIND.ACC)
     at = cells(r, k, inner, dense(classes, inner))
-    return a, tl.load(v + at, mask=inside, other=0.0).to(ACC), inside, at
+    return a, tl.load(v + at, mask=inside, other=0.0).to(KIND.ACC), inside, at
 
 
 @triton.jit(do_not_specialize=["rows"])
 def map_whole(p, v, out, rows, sizes, MAP: tl.constexpr, KIND: tl.constexpr):
     """Rows that fit in a tile."""
-    shape = multiples(rows, sizes, KIND.UNITS)
+    shape = multiples(rows, sizes, KIND)
     rows = shape[0]
-    r, k, _ = place(rows, 1, KIND.ROWS, KIND.BLOCK)
-    a, b, inside, at = read(p, v, r, k, shape, KIND.ACC)
+    r, k, _ = place(rows, 1, KIND)
+    a, b, inside, at = read(p, v, r, k, shape, KIND)
     total = tl.sum(terms(a, b, MAP), 1)
     tl.store(out + at, mapped(a, b, total[:, None], MAP), mask=inside)
 
@@ -64,10 +64,10 @@ def map_whole(p, v, out, rows, sizes, MAP: tl.constexpr, KIND: tl.constexpr):
 @triton.jit(do_not_specialize=["rows", "chunks"])
 def map_partial(p, v, partials, rows, sizes, chunks, MAP: tl.constexpr, KIND: tl.constexpr):
     """The sum of each chunk: partials[r, chunk]."""
-    shape = multiples(rows, sizes, KIND.UNITS)
+    shape = multiples(rows, sizes, KIND)
     rows = shape[0]
-    r, k, chunk = place(rows, chunks, KIND.ROWS, KIND.BLOCK)
-    a, b, _, _ = read(p, v, r, k, shape, KIND.ACC)
+    r, k, chunk = place(rows, chunks, KIND)
+    a, b, _, _ = read(p, v, r, k, shape, KIND)
     total = tl.sum(terms(a, b, MAP), 1)
     tl.store(partials + r.to(tl.int64) * chunks + chunk, total, mask=r < rows)
 
@@ -75,12 +75,12 @@ def map_partial(p, v, partials, rows, sizes, chunks, MAP: tl.constexpr, KIND: tl
 @triton.jit(do_not_specialize=["rows", "chunks"])
 def map_chunks(p, v, out, partials, rows, sizes, chunks, MAP: tl.constexpr, KIND: tl.constexpr):
     """The results of a chunk, from the sums of all chunks of its row."""
-    shape = multiples(rows, sizes, KIND.UNITS)
+    shape = multiples(rows, sizes, KIND)
     rows = shape[0]
-    r, k, _ = place(rows, chunks, KIND.ROWS, KIND.BLOCK)
-    at, known = chunk_cells(r, rows, chunks, KIND.CHUNKS)
+    r, k, _ = place(rows, chunks, KIND)
+    at, known = chunk_cells(r, rows, chunks, KIND)
     total = tl.sum(tl.load(partials + at, mask=known, other=0.0), 1)
-    a, b, inside, at = read(p, v, r, k, shape, KIND.ACC)
+    a, b, inside, at = read(p, v, r, k, shape, KIND)
     tl.store(out + at, mapped(a, b, total[:, None], MAP), mask=inside)
 
 

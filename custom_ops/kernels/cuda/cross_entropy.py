@@ -29,11 +29,11 @@ from custom_ops.kernels.cuda.labels import read_labels, recorded
 from custom_ops.kernels.cuda.launch import fresh, launch, on_device, watched
 from custom_ops.kernels.cuda.logits import logits
 from custom_ops.kernels.cuda.parameters import Chunks, Results, Target
-from custom_ops.kernels.cuda.record import record_of
+from custom_ops.kernels.cuda.record import Memory, record_of
 from custom_ops.kernels.cuda.reduction import finish
 from custom_ops.kernels.cuda.rows import cells, chunk_cells, multiples, place, row_starts
 from custom_ops.kernels.cuda.targets import share
-from custom_ops.kernels.labels import checked_labels
+from custom_ops.kernels.labels import checked_labels, labels_reported
 from custom_ops.kernels.problem import Found, Problem
 
 __all__ = ["cross_entropy", "reduced"]
@@ -57,7 +57,7 @@ def tile_sums(
     # rows side by side are read at once, ignored ones among them
     read = (r < n)[:, None] & (k < classes)[None, :] if KIND.UNITS[1] > 1 else inside
     z = tl.load(input + at, mask=read, other=float("-inf")).to(ACC)
-    z = logits(z, numbers, KIND.LOGITS, ACC)
+    z = logits(z, numbers, KIND)
     if KIND.LOGITS != "identity":
         z = tl.where(inside, z, float("-inf"))
     m = tl.max(z, 1)
@@ -96,11 +96,12 @@ def write(
         value, ignored, bad = spread, r < 0, r < 0
     else:
         label, t, ignored, bad = read_labels(y.target, r, n, classes, ignore_index)
-        recorded(out.record, r, label, bad & real, classes, ignore_index, out.dims)
+        if out.record is not None:
+            recorded(out.record, r, label, bad & real, classes, ignore_index, out.dims)
         named = real & (ignored == 0)
         at = row_starts(r, inner, stride) + t.to(tl.int64) * inner
         z_t = tl.load(input + at, mask=named, other=0.0).to(ACC)
-        value = (M - logits(z_t, numbers, KIND.LOGITS, ACC)) + L
+        value = (M - logits(z_t, numbers, KIND)) + L
         if y.weight is not None:
             w_t = tl.load(y.weight + t, mask=named, other=0.0).to(ACC)
             value = product(w_t, value)
@@ -141,8 +142,8 @@ def cross_entropy_whole(
     KIND: tl.constexpr,
 ):
     """Rows that fit in a tile."""
-    shape, numbers = multiples(n, sizes, KIND.UNITS), (rest, even, z_loss, scale, cap)
-    r, k, _ = place(shape[0], 1, KIND.ROWS, KIND.BLOCK)
+    shape, numbers = multiples(n, sizes, KIND), (rest, even, z_loss, scale, cap)
+    r, k, _ = place(shape[0], 1, KIND)
     STATS: tl.constexpr = out.prediction is not None
     sums = tile_sums(input, y, r, k, ignore_index, shape, numbers, STATS, KIND)
     write(input, y, out, r, sums, shape, numbers, ignore_index, KIND)
@@ -165,9 +166,9 @@ def cross_entropy_partial(
     KIND: tl.constexpr,
 ):
     """The sums of each chunk."""
-    shape, numbers = multiples(n, sizes, KIND.UNITS), (rest, even, z_loss, scale, cap)
+    shape, numbers = multiples(n, sizes, KIND), (rest, even, z_loss, scale, cap)
     n = shape[0]
-    r, k, chunk = place(n, chunks, KIND.ROWS, KIND.BLOCK)
+    r, k, chunk = place(n, chunks, KIND)
     STATS: tl.constexpr = partials.bests is not None
     sums = tile_sums(input, y, r, k, ignore_index, shape, numbers, STATS, KIND)
     m, S, T, distance, mass, best = sums
@@ -202,7 +203,7 @@ def cross_entropy_combined(
 ):
     """The results of whole rows, from the sums of their chunks."""
     r = tl.program_id(0).to(n.dtype) * KIND.ROWS + tl.arange(0, KIND.ROWS)
-    at, known = chunk_cells(r, n, chunks, KIND.CHUNKS)
+    at, known = chunk_cells(r, n, chunks, KIND)
     field = tl.cast(n, tl.int64) * chunks
     m = tl.load(partials.sums + at, mask=known, other=float("-inf"))
     s = tl.load(partials.sums + at + field, mask=known, other=0.0)
@@ -271,16 +272,17 @@ def reduced(
     return loss, M, L, n
 
 
-def _checked(problem: Problem) -> tuple[Problem, Tensor | None]:
+def _checked(problem: Problem) -> tuple[Problem, Memory | None]:
     """Raise what an earlier call's labels were found to be; return where this call's are told."""
     if problem.soft:
         return problem, None
-    target, o = problem.target, problem.options
-    record = record_of(target)
-    record.check()
+    target, o, record = problem.target, problem.options, None
+    if not labels_reported():
+        record = record_of(target)
+        record.check()
     if target.device.type == "cpu":
         problem = problem._replace(target=checked_labels(target, problem.classes, o.ignore_index))
-    return problem, watched(record.host)
+    return problem, record and watched(record)
 
 
 def _rows(problem: Problem, dtype: torch.dtype) -> Tensor:

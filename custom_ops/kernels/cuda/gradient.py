@@ -37,16 +37,17 @@ def mass_partial(
     KIND: tl.constexpr,
 ):
     """Σ ỹ_k of each chunk, for probabilities: masses[r, chunk]."""
-    r, k, chunk = place(n, chunks, KIND.ROWS, KIND.BLOCK)
+    r, k, chunk = place(n, chunks, KIND)
     inside = (r < n)[:, None] & (k < sizes[0])[None, :]
-    shape = multiples(n, sizes, KIND.UNITS)
+    shape = multiples(n, sizes, KIND)
     shares = share(y, r, k, inside, shape, (rest, even, 0.0, 0.0, 0.0), KIND)
     tl.store(masses + r.to(tl.int64) * chunks + chunk, tl.sum(shares, 1), mask=r < shape[0])
 
 
 @triton.jit
-def upstream(rows: Upstream, r, wanted, ACC: tl.constexpr):
+def upstream(rows: Upstream, r, wanted, KIND: tl.constexpr):
     """g of each row, 0 in a row that does not count."""
+    ACC: tl.constexpr = KIND.ACC
     if rows.divisor is None:
         g = tl.load(rows.g + r * rows.step, mask=wanted, other=0.0).to(ACC)
     elif rows.M.dtype.element_ty == tl.float64:  # Triton 3.6: the scalar below does not compile
@@ -76,9 +77,9 @@ def gradient(
 ):
     """The gradient of a tile; `out` may be the input. sizes[3] is the stride of `out`."""
     ACC: tl.constexpr = KIND.ACC
-    shape, numbers = multiples(n, sizes, KIND.UNITS), (rest, even, z_loss, scale, cap)
+    shape, numbers = multiples(n, sizes, KIND), (rest, even, z_loss, scale, cap)
     n, classes, inner, stride = shape
-    r, k, _ = place(n, chunks, KIND.ROWS, KIND.BLOCK)
+    r, k, _ = place(n, chunks, KIND)
     real = r < n
     inside = real[:, None] & (k < classes)[None, :]
     wanted, t = real, r
@@ -90,9 +91,9 @@ def gradient(
         z = tl.where(wanted[:, None], tl.load(at, mask=inside, other=0.0).to(ACC), 0.0)
     else:
         z = tl.load(at, mask=inside & wanted[:, None], other=0.0).to(ACC)
-    z = logits(z, numbers, KIND.LOGITS, ACC)
+    z = logits(z, numbers, KIND)
 
-    G = upstream(rows, r, wanted, ACC)
+    G = upstream(rows, r, wanted, KIND)
     M = tl.load(rows.M + r, mask=wanted, other=0.0)
     L = tl.load(rows.L + r, mask=wanted, other=0.0)
     shares, named = inside, G
@@ -103,13 +104,13 @@ def gradient(
     elif y.masses is None:
         m = tl.sum(shares, 1)
     else:
-        at, known = chunk_cells(r, n, chunks, KIND.CHUNKS)
+        at, known = chunk_cells(r, n, chunks, KIND)
         m = tl.sum(tl.load(y.masses + at, mask=known, other=0.0), 1)
     a, _ = factors(rows, G, m, M + L, r, wanted, numbers, KIND)
     a = tl.where(wanted, a, 0.0)  # and so is d where z, g and q were not read
     p = vanishing_exp((z - M[:, None]) - L[:, None])
     gy = scaled_target(shares, t, named, G, k, wanted, numbers, KIND)
-    d = chained(row_derivative(a, p, gy), z, numbers, KIND.LOGITS, ACC)
+    d = chained(row_derivative(a, p, gy), z, numbers, KIND)
     UNIT: tl.constexpr = KIND.UNITS[0] * KIND.UNITS[1]
     tl.store(out + cells(r, k, inner, sizes[3] // UNIT * UNIT), stored(d, out), mask=inside)
 

@@ -94,8 +94,8 @@ def hessian_whole(
     KIND: tl.constexpr,
 ):
     """Rows that fit in a tile."""
-    shape, numbers = multiples(n, sizes, KIND.UNITS), (rest, even, z_loss, 1.0, 0.0)
-    r, k, _ = place(shape[0], 1, KIND.ROWS, KIND.BLOCK)
+    shape, numbers = multiples(n, sizes, KIND), (rest, even, z_loss, 1.0, 0.0)
+    r, k, _ = place(shape[0], 1, KIND)
     p, v, Y, lse, m, wanted = read(z, u, y, rows, r, k, shape, ignore_index, numbers, KIND)
     sums = (tl.sum(p * v, 1), tl.sum(product(Y, v), 1), m)
     write(z, u, d, rows, r, k, True, (p, v, Y, lse, wanted), sums, shape, numbers, KIND)
@@ -118,9 +118,9 @@ def hessian_partial(
     KIND: tl.constexpr,
 ):
     """⟨p, u⟩, ⟨ỹ, u⟩ and, for probabilities, Σ ỹ of each chunk: partials[0 … 2, r, chunk]."""
-    shape, numbers = multiples(n, sizes, KIND.UNITS), (rest, even, z_loss, 1.0, 0.0)
+    shape, numbers = multiples(n, sizes, KIND), (rest, even, z_loss, 1.0, 0.0)
     n = shape[0]
-    r, k, chunk = place(n, chunks, KIND.ROWS, KIND.BLOCK)
+    r, k, chunk = place(n, chunks, KIND)
     p, v, Y, _, m, _ = read(z, u, y, rows, r, k, shape, ignore_index, numbers, KIND)
     to = partials + (r.to(tl.int64) * chunks + chunk)
     field = tl.cast(n, tl.int64) * chunks
@@ -148,11 +148,11 @@ def hessian_chunks(
     KIND: tl.constexpr,
 ):
     """The results of a chunk, from the sums of all chunks of its row."""
-    shape, numbers = multiples(n, sizes, KIND.UNITS), (rest, even, z_loss, 1.0, 0.0)
+    shape, numbers = multiples(n, sizes, KIND), (rest, even, z_loss, 1.0, 0.0)
     n = shape[0]
-    r, k, chunk = place(n, chunks, KIND.ROWS, KIND.BLOCK)
+    r, k, chunk = place(n, chunks, KIND)
     p, v, Y, lse, m, wanted = read(z, u, y, rows, r, k, shape, ignore_index, numbers, KIND)
-    at, known = chunk_cells(r, n, chunks, KIND.CHUNKS)
+    at, known = chunk_cells(r, n, chunks, KIND)
     field = tl.cast(n, tl.int64) * chunks
     p_u = tl.sum(tl.load(partials + at, mask=known, other=0.0), 1)
     y_u = tl.sum(tl.load(partials + at + field, mask=known, other=0.0), 1)

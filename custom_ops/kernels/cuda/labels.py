@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from custom_ops.kernels.cuda.arithmetic import COMPILED
 from custom_ops.kernels.cuda.launch import launch, on_device
 from custom_ops.kernels.cuda.record import (
     CLASSES,
@@ -16,14 +17,14 @@ from custom_ops.kernels.cuda.record import (
     LABEL,
     POSITION,
     READY,
-    TAKEN,
+    Memory,
     record_of,
 )
 from custom_ops.kernels.cuda.tiles import ceil_div
 
 __all__ = ["read_labels", "recorded", "report"]
 
-LABELS = 1024  # that a program of `labels_reported` looks at
+LABELS = 1024  # that a program of `labels_looked_at` looks at
 
 NOWHERE: tl.constexpr = tl.constexpr(2**63 - 1)  # no row has this number
 _READY: tl.constexpr = tl.constexpr(READY)
@@ -32,7 +33,6 @@ _LABEL: tl.constexpr = tl.constexpr(LABEL)
 _CLASSES: tl.constexpr = tl.constexpr(CLASSES)
 _IGNORE_INDEX: tl.constexpr = tl.constexpr(IGNORE_INDEX)
 _DIMS: tl.constexpr = tl.constexpr(DIMS)
-_TAKEN: tl.constexpr = tl.constexpr(TAKEN)
 
 
 @triton.jit
@@ -45,25 +45,51 @@ def read_labels(target, r, rows, classes, ignore_index):
     return label, t, ignored, (inside | ignored) == 0
 
 
+RELEASE: tl.constexpr = tl.constexpr(
+    """{
+        .reg .pred first;
+        mov.u32 $0, %tid.x;
+        setp.eq.u32 first, $0, 0;
+        @first st.release.sys.global.s64 [$1], $2;
+    }"""
+)
+
+
 @triton.jit
-def recorded(record, r, label, bad, classes, ignore_index, dims):
+def released(to, value):
+    """Store the value at `to`, behind all that the program has stored, for the host to see.
+
+    A plain store that releases, where Triton's language has an atomic exchange alone: on a device
+    without atomic operations on the host's memory that is a fault.
+    """
+    if COMPILED:
+        tl.debug_barrier()  # what other threads have stored comes first, too
+        address = to.to(tl.int64)
+        tl.inline_asm_elementwise(RELEASE, "=r,l,l", [address, value], tl.int32, False, 1)
+    else:
+        tl.store(to, value)
+
+
+@triton.jit
+def recorded(record: Memory, r, label, bad, classes, ignore_index, dims):
     """Leave the first bad label of this tile in the record, unless another program has."""
     r = r.to(tl.int64)
     position = tl.min(tl.where(bad, r, NOWHERE), 0)
     # one `if` with `and` would take the record in any case: both sides are evaluated
     if position < NOWHERE:  # noqa: SIM102
-        if tl.atomic_xchg(record + _TAKEN, tl.full((), 1, tl.int64), scope="sys") == 0:
-            tl.store(record + _POSITION, position)
-            tl.store(record + _LABEL, tl.sum(tl.where(r == position, label, 0), 0))
-            tl.store(record + _CLASSES, tl.cast(classes, tl.int64))
-            tl.store(record + _IGNORE_INDEX, tl.cast(ignore_index, tl.int64))
-            tl.store(record + _DIMS, tl.cast(dims, tl.int64))
-            # released to the host last, who looks at the rest only then
-            tl.atomic_xchg(record + _READY, tl.full((), 1, tl.int64), sem="release", scope="sys")
+        if tl.atomic_xchg(record.taken, 1) == 0:
+            tl.store(record.host + _POSITION, position)
+            tl.store(record.host + _LABEL, tl.sum(tl.where(r == position, label, 0), 0))
+            tl.store(record.host + _CLASSES, tl.cast(classes, tl.int64))
+            tl.store(record.host + _IGNORE_INDEX, tl.cast(ignore_index, tl.int64))
+            tl.store(record.host + _DIMS, tl.cast(dims, tl.int64))
+            released(record.host + _READY, tl.full((), 1, tl.int64))
 
 
 @triton.jit(do_not_specialize=["rows", "classes", "ignore_index", "dims"])
-def labels_reported(target, record, dims, rows, classes, ignore_index, BLOCK: tl.constexpr):
+def labels_looked_at(
+    target, record: Memory, dims, rows, classes, ignore_index, BLOCK: tl.constexpr
+):
     """Leave the first bad label in the record, whatever is computed from the labels later."""
     r = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     label, _, _, bad = read_labels(target, r, rows, classes, ignore_index)
@@ -79,4 +105,4 @@ def report(target: Tensor, classes: int, ignore_index: int) -> None:
     sizes = (target.dim(), target.numel(), classes, ignore_index)
     programs = ceil_div(target.numel(), LABELS)
     with on_device(target):
-        launch(labels_reported, programs, 4, target.contiguous(), record.host, *sizes, LABELS)
+        launch(labels_looked_at, programs, 4, target.contiguous(), record.memory, *sizes, LABELS)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from custom_ops.kernels.cuda.record import Memory, Record
 from custom_ops.kernels.cuda.recording import Launch, current
 
 __all__ = ["fresh", "launch", "on_device", "watched"]
@@ -58,11 +59,11 @@ def fresh(like: Tensor, *sizes: int, dtype: torch.dtype) -> Tensor:
     return made
 
 
-def watched(record: Tensor) -> Tensor:
-    """Return the record of bad labels, which a recorded launch looks at too."""
+def watched(record: Record) -> Memory:
+    """Return the memory of the record of bad labels, which a recorded launch looks at too."""
     if (tape := current()) is not None:
         tape.watched = record
-    return record
+    return record.memory
 
 
 def on_device(x: Tensor) -> AbstractContextManager:

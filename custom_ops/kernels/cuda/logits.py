@@ -14,23 +14,23 @@ __all__ = ["chained", "logits"]
 
 
 @triton.jit
-def logits(input, numbers, LOGITS: tl.constexpr, ACC: tl.constexpr):
+def logits(input, numbers, KIND: tl.constexpr):
     """Return z."""
     _, _, _, scale, cap = numbers  # scale is α, or α/s under a cap
-    if LOGITS == "capped":
-        return scalar(cap, ACC) * tanh(input * scalar(scale, ACC))
-    if LOGITS == "scaled":
-        return input * scalar(scale, ACC)
+    if KIND.LOGITS == "capped":
+        return scalar(cap, KIND.ACC) * tanh(input * scalar(scale, KIND.ACC))
+    if KIND.LOGITS == "scaled":
+        return input * scalar(scale, KIND.ACC)
     return input
 
 
 @triton.jit
-def chained(d, z, numbers, LOGITS: tl.constexpr, ACC: tl.constexpr):
+def chained(d, z, numbers, KIND: tl.constexpr):
     """Return d ⊙ z'."""
     _, _, _, scale, cap = numbers
-    if LOGITS == "capped":
-        t = z / scalar(cap, ACC)
-        return d * (scalar(scale, ACC) * scalar(cap, ACC) * (1.0 - t * t))
-    if LOGITS == "scaled":
-        return d * scalar(scale, ACC)
+    if KIND.LOGITS == "capped":
+        t = z / scalar(cap, KIND.ACC)
+        return d * (scalar(scale, KIND.ACC) * scalar(cap, KIND.ACC) * (1.0 - t * t))
+    if KIND.LOGITS == "scaled":
+        return d * scalar(scale, KIND.ACC)
     return d

@@ -20,7 +20,10 @@ ACCUMULATORS = {torch.float32: tl.float32, torch.float64: tl.float64}
 
 
 class Kind(NamedTuple):
-    """What a kernel is compiled for."""
+    """What a kernel is compiled for.
+
+    Handed on whole: Triton 3.6 takes no string and no tuple out of it as an argument of a call.
+    """
 
     ACC: Any  #: Triton's dtype of the computation
     ROWS: int  #: of a tile

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from custom_ops.kernels.cuda.record import Record
+
 __all__ = ["Tape", "current", "recorded"]
 
 #: The bytes of a number, by Triton's name of its type.
@@ -39,7 +41,7 @@ class Tape:
 
     def __init__(self, given: tuple[Tensor | None, ...]) -> None:
         self.given, self.fresh, self.launches = given, list[Tensor](), list[Launch]()
-        self.watched: Tensor | None = None  #: the record of bad labels
+        self.watched: Record | None = None  #: of bad labels
 
     def recording(self, results: tuple[Tensor | None, ...], made: Callable[..., Any]) -> Any:
         """Return `made` of all this, or None where something other than these launches was done.
@@ -56,7 +58,7 @@ class Tape:
         try:
             allocated = self._as_returned(results)
             found = [-1 if t is None else places[t.data_ptr()] for t in results]
-            watched = 0 if self.watched is None else self.watched.data_ptr()
+            watched = 0 if self.watched is None else self.watched.memory.host.data_ptr()
             recording = made(allocated, found, watched)
             for launch in self.launches:
                 recording.add_launch(*self._described(launch, places))
@@ -92,7 +94,7 @@ class Tape:
                 continue
             elif not isinstance(arg, Tensor):
                 yield struct.pack(FORMATS[kind], arg)
-            elif arg is self.watched:
+            elif self.watched and any(arg is t for t in self.watched.memory):
                 yield struct.pack("<Q", arg.data_ptr())
             else:
                 yield places[arg.data_ptr()]

@@ -7,13 +7,14 @@ __all__ = ["cells", "chunk_cells", "dense", "multiples", "place", "row_starts"]
 
 
 @triton.jit
-def multiples(rows, sizes, UNITS: tl.constexpr):
+def multiples(rows, sizes, KIND: tl.constexpr):
     """Return (rows, classes, inner, stride), declared multiples of what they are (`layout.units`).
 
     So Triton knows that numbers side by side can be read at once. `rows` is of 64 bits where the
     number of a row needs them.
     """
     classes, inner, stride = sizes[0], sizes[1], sizes[2]
+    UNITS: tl.constexpr = KIND.UNITS
     UNIT: tl.constexpr = UNITS[0] * UNITS[1]
     if UNITS[2]:
         rows = tl.cast(rows, tl.int64)
@@ -23,12 +24,12 @@ def multiples(rows, sizes, UNITS: tl.constexpr):
 
 
 @triton.jit
-def place(rows, chunks, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+def place(rows, chunks, KIND: tl.constexpr):
     """The rows and the classes of this program's tile, and its chunk; the last may overhang."""
     program = tl.program_id(0)
     chunk = program % chunks
-    r = (program // chunks).to(rows.dtype) * ROWS + tl.arange(0, ROWS)
-    return r, chunk * BLOCK + tl.arange(0, BLOCK), chunk
+    r = (program // chunks).to(rows.dtype) * KIND.ROWS + tl.arange(0, KIND.ROWS)
+    return r, chunk * KIND.BLOCK + tl.arange(0, KIND.BLOCK), chunk
 
 
 @triton.jit
@@ -44,9 +45,9 @@ def cells(r, k, inner, stride):
 
 
 @triton.jit
-def chunk_cells(r, n, chunks, CHUNKS: tl.constexpr):
+def chunk_cells(r, n, chunks, KIND: tl.constexpr):
     """Where the sums of a row's chunks lie, as [r, chunk], and which of them there are."""
-    j = tl.arange(0, CHUNKS)
+    j = tl.arange(0, KIND.CHUNKS)
     at = (r.to(tl.int64) * chunks)[:, None] + j[None, :]
     return at, (r < n)[:, None] & (j < chunks)[None, :]
 

@@ -29,8 +29,8 @@ def normalised(z, M, S, LOG: tl.constexpr):
 @triton.jit(do_not_specialize=["rows"])
 def softmax_whole(z, y, rows, sizes, LOG: tl.constexpr, KIND: tl.constexpr):
     """Rows that fit in a tile."""
-    rows, classes, inner, stride = multiples(rows, sizes, KIND.UNITS)
-    r, k, _ = place(rows, 1, KIND.ROWS, KIND.BLOCK)
+    rows, classes, inner, stride = multiples(rows, sizes, KIND)
+    r, k, _ = place(rows, 1, KIND)
     inside = (r < rows)[:, None] & (k < classes)[None, :]
     at = cells(r, k, inner, stride)
     x = tl.load(z + at, mask=inside, other=float("-inf")).to(KIND.ACC)
@@ -43,8 +43,8 @@ def softmax_whole(z, y, rows, sizes, LOG: tl.constexpr, KIND: tl.constexpr):
 @triton.jit(do_not_specialize=["rows", "chunks"])
 def softmax_partial(z, partials, rows, sizes, chunks, KIND: tl.constexpr):
     """max z and Σ exp(z − max) of each chunk: partials[0, r, chunk] and partials[1, r, chunk]."""
-    rows, classes, inner, stride = multiples(rows, sizes, KIND.UNITS)
-    r, k, chunk = place(rows, chunks, KIND.ROWS, KIND.BLOCK)
+    rows, classes, inner, stride = multiples(rows, sizes, KIND)
+    r, k, chunk = place(rows, chunks, KIND)
     inside = (r < rows)[:, None] & (k < classes)[None, :]
     at = cells(r, k, inner, stride)
     x = tl.load(z + at, mask=inside, other=float("-inf")).to(KIND.ACC)
@@ -58,9 +58,9 @@ def softmax_partial(z, partials, rows, sizes, chunks, KIND: tl.constexpr):
 @triton.jit(do_not_specialize=["rows", "chunks"])
 def softmax_chunks(z, y, partials, rows, sizes, chunks, LOG: tl.constexpr, KIND: tl.constexpr):
     """The results of a chunk, from the sums of all chunks of its row."""
-    rows, classes, inner, stride = multiples(rows, sizes, KIND.UNITS)
-    r, k, _ = place(rows, chunks, KIND.ROWS, KIND.BLOCK)
-    at, known = chunk_cells(r, rows, chunks, KIND.CHUNKS)
+    rows, classes, inner, stride = multiples(rows, sizes, KIND)
+    r, k, _ = place(rows, chunks, KIND)
+    at, known = chunk_cells(r, rows, chunks, KIND)
     m = tl.load(partials + at, mask=known, other=float("-inf"))
     at += tl.cast(rows, tl.int64) * chunks
     s = tl.load(partials + at, mask=known, other=0.0)
