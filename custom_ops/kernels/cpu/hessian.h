@@ -7,7 +7,7 @@
 // and ∂⟨u, dz⟩/∂g = c·⟨p, u⟩ − ⟨ỹ, u⟩, ∂⟨u, dz⟩/∂q = ⟨p, u⟩. For logits without cap and scale.
 #pragma once
 
-#include "cross_entropy.h"
+#include "backward.h"
 
 namespace custom_ops {
 

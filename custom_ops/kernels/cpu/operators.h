@@ -12,7 +12,8 @@
 #include <tuple>
 
 #include "check.h"
-#include "cross_entropy.h"
+#include "backward.h"
+#include "forward.h"
 #include "hessian.h"
 #include "softmax.h"
 
