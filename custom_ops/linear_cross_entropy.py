@@ -102,8 +102,8 @@ def linear_cross_entropy(
         ignore_index: a label whose rows are left out of everything; −100 if None. Not with
             probabilities.
         label_smoothing: ε in [0, 1].
-        options: torch's LinearCrossEntropyOptions, of which the size of a chunk is taken for
-            `block_rows`; the rest chooses between errors that are not made here.
+        options: torch's LinearCrossEntropyOptions. Its chunk size is taken as `block_rows`; its
+            other fields choose between roundings that do not occur here.
         z_loss: λ ≥ 0; adds λ·lse² to the loss of a row.
         softcap: s > 0; caps the logits smoothly to (−s, s).
         logit_scale: α; multiplies W x + b, before the cap.

@@ -26,7 +26,7 @@ acc_t mean_rows(const Plan& plan, const Tensor& input, const Tensor& target,
   return total(rows.data(), labels.numel());
 }
 
-// What the rows receive: g, or one number for all of them, divided by that of a mean.
+// The upstream gradient of the rows: g itself, or one number for all, divided by that of a mean.
 inline Tensor upstream(const Tensor& g, const Plan& plan, const Tensor& divisor) {
   if (plan.reduction == Reduction::none) return g.to(plan.o.dtype);
   Tensor all = at::empty({}, g.options().dtype(plan.o.dtype));
@@ -49,7 +49,7 @@ struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
                         const std::optional<Tensor>& weight, const Plan* made) {
     const Plan& plan = *made;
     plan.save(ctx);
-    Tensor loss, M, L, divisor;  // of a mean; the Function saves these as well, in this order
+    Tensor loss, M, L, divisor;  // The Function saves the same tensors, in this order.
     const Options& o = plan.o;
     if (const Launcher* there = launcher_for(input)) {
       py::gil_scoped_acquire gil;
@@ -108,7 +108,7 @@ struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
   }
 };
 
-// The loss, or None where Python is to look at the arguments and the Function is to answer.
+// The loss, or None to decline.
 inline py::object cross_entropy_node(py::handle input, py::handle target, py::handle weight,
                                      const py::args& options) {
   if (!plain(input) || !plain(target) || !(weight.is_none() || plain(weight)) ||

@@ -17,7 +17,7 @@ from custom_ops.kernels.problem import Options, Problem, Rows
 
 __all__ = ["MOST_ROWS", "backward", "forward"]
 
-#: With more rows there is so much to do that Python's frames are no matter.
+#: With more rows the time of Python's frames does not count.
 MOST_ROWS = reduction.FEW
 
 

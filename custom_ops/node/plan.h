@@ -1,4 +1,4 @@
-// A cross-entropy but for its tensors, and from which arguments it is made.
+// A cross-entropy without its tensors, and how it is read from the arguments of the call.
 #pragma once
 
 #include <ATen/autocast_mode.h>
@@ -55,7 +55,7 @@ inline bool read_number(py::handle value, double least, double& number) {
   return std::isfinite(number) && number >= least;
 }
 
-// What follows the tensors in the call of a cross-entropy, as Python gives it.
+// The arguments that follow the tensors, as Python passes them.
 struct Given {
   py::handle ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale, normalizer,
       dtype, inplace;
@@ -65,7 +65,8 @@ struct Given {
         logit_scale(a[5]), normalizer(a[6]), dtype(a[7]), inplace(a[8]) {}
 };
 
-// Reads the numbers and the reduction; false where one is not Python's own, or is out of range.
+// Reads the numbers and the reduction. False if one is not of Python's own type, or is out of
+// range.
 inline bool read_options(const Given& given, Plan& plan) {
   Options& o = plan.o;
   int overflow = 0;
@@ -91,13 +92,14 @@ inline bool read_options(const Given& given, Plan& plan) {
 
 inline bool is_half_type(c10::ScalarType t) { return t == c10::kBFloat16 || t == c10::kHalf; }
 
-// Reads the dtypes; `type` is that which the logits count as.
+// Reads the dtypes. `type` is that of the logits after autocast.
 inline bool read_dtypes(const Given& given, const Tensor& x, c10::ScalarType type, Plan& plan) {
   if (!given.dtype.is_none() && !THPDtype_Check(given.dtype.ptr())) return false;
   const auto result = plan.result_dtype =
       given.dtype.is_none() ? type : reinterpret_cast<THPDtype*>(given.dtype.ptr())->scalar_type;
   const auto dtype = plan.o.dtype = result == c10::kDouble ? c10::kDouble : c10::kFloat;
-  const auto is_read = x.scalar_type() == dtype || (dtype == c10::kFloat && is_half_type(x.scalar_type()));
+  const auto of_x = x.scalar_type();
+  const bool is_read = of_x == dtype || (dtype == c10::kFloat && is_half_type(of_x));
   return is_read && (result == c10::kFloat || result == c10::kDouble || is_half_type(result));
 }
 
@@ -115,12 +117,11 @@ inline bool fit(const Tensor& x, const Tensor& target, const std::optional<Tenso
        (weight->scalar_type() == type || weight->scalar_type() == plan.result_dtype));
 }
 
-// The plan for arguments that are all as they should be; none where a second look is needed, at
-// what is wrong or at what is rare.
+// The plan, or none if an argument is wrong or rare: then Python's checks decide.
 inline std::optional<Plan> plan_of(const Tensor& x, const Tensor& target,
                                    const std::optional<Tensor>& weight, const Given& given) {
   Plan plan;
-  // autocast widens the half types
+  // Autocast widens the half types.
   const bool widened =
       is_half_type(x.scalar_type()) && at::autocast::is_autocast_enabled(x.device().type());
   const auto type = widened ? c10::kFloat : x.scalar_type();

@@ -30,7 +30,7 @@ struct Upstream {
   }
 };
 
-// m = Σ_k ỹ_k; for labels, from the mean of the class weights.
+// m = Σ_k ỹ_k. For labels it follows from the mean of the class weights.
 template <typename acc_t>
 acc_t row_mass(const Problem<acc_t>& problem, const Label<acc_t>& label, acc_t mean_weight,
                int64_t r) {
@@ -76,7 +76,7 @@ void backward_row(const Problem<acc_of<T>>& problem, const Upstream<acc_of<T>>& 
         prefetch(next + i);
         return exp<T>((z(i, count) - M) - L);
       };
-      // d(i, count): a·p − g·ỹ but for what the label names
+      // d(i, count) is a·p − g·ỹ without the label's own share.
       const auto write = [&](auto d) {
         const auto dx = [=](int64_t i, int64_t count, Vec<acc_t> dz) INLINE {
           if constexpr (capped) return cap.chain(dz, z(i, count));
@@ -84,7 +84,7 @@ void backward_row(const Problem<acc_of<T>>& problem, const Upstream<acc_of<T>>& 
         };
         const int64_t t = label.t - c;
         const bool named = !problem.soft() && t >= 0 && t < n;
-        T at_label;  // taken first: the gradient may take the place of the logits
+        T at_label;  // computed first, because the gradient may overwrite the logits
         if (named) {
           const Vec<acc_t> y(problem.rest() * label.weight * g);
           fill(&at_label, 1, [=](int64_t, int64_t) { return dx(t, 1, d(t, 1) - y); });

@@ -40,7 +40,9 @@ void forward_row(const Problem<acc_of<T>>& problem, double weight_sum,
 
   RowStatistics<T> found;
   const bool spread = problem.soft() || problem.smooth();
-  acc_t reference = 0, best = 0;  // of Σ ỹ (reference − z), a logit: no digits are lost
+  // `distance` is Σ ỹ (reference − z). The reference is a logit, so a common offset cancels
+  // exactly.
+  acc_t reference = 0, best = 0;
   double distance = 0, mass = problem.soft() ? 0 : weight_sum;
   int64_t best_run = 0;
   for (int64_t c = 0; c < x.classes; c += CHUNK) {
@@ -144,7 +146,7 @@ void forward_block(const Problem<acc_t>& problem, double weight_sum,
   BlockStatistics<acc_t> found(b.n);
   BlockPrediction<acc_t> prediction;
   const bool spread = problem.soft() || problem.smooth();
-  acc_t reference[BLOCK];  // of Σ ỹ (reference − z), a logit: no digits are lost
+  acc_t reference[BLOCK];  // a logit of each row; see forward_row
   double distance[BLOCK], mass[BLOCK];
   each_run(x.classes, [&](int64_t first, int64_t count) {
     acc_t* z = tile.read(first, count);
@@ -206,7 +208,7 @@ void forward_block(const Problem<acc_t>& problem, double weight_sum,
     double entropy[BLOCK] = {};
     each_run(x.classes, [&](int64_t first, int64_t count) {
       acc_t* z = tile.read(first, count);
-      if (x.classes > RUN) cap(z, count * b.n, z);  // an only run is there, and capped
+      if (x.classes > RUN) cap(z, count * b.n, z);  // a single run was capped in place above
       block_add<acc_t>(count, b.n, entropy, [&](int64_t k, int64_t i, int64_t n) INLINE {
         const auto surprisal = (Vec<acc_t>::loadu(M + i, n) -
                                 Vec<acc_t>::loadu(z + k * b.n + i, n)) +

@@ -1,6 +1,5 @@
-// The kernels as functions of tensors. They trust their arguments but for one thing: no label is
-// read through before it is known to be a class. What a saved graph or anybody may call checks its
-// arguments first (`check.h`).
+// The kernels as functions of tensors. They trust their arguments, except that every label is
+// checked before it is used as an index. The registered operators check the rest first (`check.h`).
 #pragma once
 
 #include <ATen/ops/empty.h>
@@ -19,7 +18,7 @@
 
 namespace custom_ops {
 
-// Calls f with a number of the type that the input's numbers lie in memory as.
+// Calls f with a number of the type in which the input is stored.
 template <typename F>
 void dispatch_storage(c10::ScalarType type, F f) {
   switch (type) {
@@ -64,7 +63,7 @@ Tensor mapped(const Tensor& p, const Tensor& v, int64_t dim) {
   return unview(out, dim);
 }
 
-// Σ x in double, in an order that depends on nothing but the length.
+// Σ x in double. The order of the additions depends on the length alone.
 template <typename acc_t>
 acc_t total(const acc_t* x, int64_t n) {
   double lanes[8] = {};
@@ -168,7 +167,8 @@ inline Found cross_entropy(const Tensor& input, const Tensor& target,
   return found;
 }
 
-// What a backward is given, one a row; g also one for all, as a sum over the rows hands it on.
+// What a backward is given, one number a row. g may be one number for all rows, as the backward of
+// a sum expands it.
 struct Rows {
   bool one;
   Tensor g, q, M, L;
@@ -189,7 +189,7 @@ struct Rows {
   }
 };
 
-// z' ⊙ (a·p − g·ỹ), in fresh memory or in that of the input, whose version is raised then.
+// z' ⊙ (a·p − g·ỹ), in fresh memory or over the input. Then the input's version is raised.
 inline Tensor cross_entropy_vjp(const Tensor& logits, const Tensor& target,
                                 const std::optional<Tensor>& weight, const Rows& rows,
                                 const Options& o) {
@@ -211,8 +211,8 @@ inline Tensor cross_entropy_vjp(const Tensor& logits, const Tensor& target,
   return input;
 }
 
-// The gradient in the place of z and its change along u in that of u, both (rows, classes) and
-// contiguous; returns the gradients that u gives to g and q.
+// Writes dz over z and its change along u over u, both (rows, classes) and contiguous. Returns
+// ∂⟨u, dz⟩/∂g and ∂⟨u, dz⟩/∂q.
 inline std::tuple<Tensor, Tensor> cross_entropy_hvp(const Tensor& z, const Tensor& target,
                                                     const std::optional<Tensor>& weight,
                                                     const Tensor& u, const Rows& rows,

@@ -3,8 +3,8 @@
 //     z = s·tanh(α·input / s), or α·input without a cap        z' = α (1 − (z/s)²)
 //     ỹ_k = w_k ((1 − ε) y_k + ε/C)
 //
-// For labels, only the class that a label names is read for itself; the even share ε/C of all
-// classes is one more sum, where there is one.
+// For labels, ỹ is never built: one logit is read at the label, and the even share ε/C of all
+// classes is one more sum over the row.
 #pragma once
 
 #include "statistics.h"
@@ -29,7 +29,7 @@ struct Target {
   Source<acc_t> probabilities;
 };
 
-// ⟨ỹ, ·⟩ of one row at a class: what the label names, without the even share.
+// The label of one row, with its own share of ỹ; the even share is apart.
 template <typename acc_t>
 struct Label {
   bool counts = false;  // neither ignored nor outside the classes
@@ -46,7 +46,7 @@ struct Label {
   }
 };
 
-// x as logits z, with the slope z'(x) where the gradient asks for it.
+// The input as logits z, and the slope z' for the gradient.
 template <typename acc_t>
 class Cap {
  public:
@@ -59,7 +59,7 @@ class Cap {
 
   bool identity() const { return identity_; }
 
-  // z of a run: x itself, or computed in `buffer` (which may hold x).
+  // z of a run: the input itself, or computed in `buffer`, which may be the input.
   const acc_t* operator()(const acc_t* x, int64_t n, acc_t* buffer) const {
     if (identity_) return x;
     each_vector<acc_t>(n, [&](int64_t i, int64_t count) INLINE {
@@ -70,7 +70,7 @@ class Cap {
     return buffer;
   }
 
-  // d ⊙ z'(x), from z: z' = α (1 − (z/s)²)
+  // d ⊙ z', from z.
   Vec<acc_t> chain(Vec<acc_t> d, Vec<acc_t> z) const {
     if (!capped_) return d * Vec<acc_t>(scale_);
     const auto t = z / Vec<acc_t>(cap_);
@@ -130,7 +130,7 @@ auto shares(const Problem<acc_t>& problem, int64_t c, const acc_t* y) {
   };
 }
 
-// Σ_k w_k, needed only where the classes share a part of every row's label.
+// Σ_k w_k. Only smoothed labels need it.
 template <typename acc_t>
 double weight_sum(const Problem<acc_t>& problem) {
   if (problem.soft() || !problem.smooth()) return 0;
@@ -143,8 +143,6 @@ double weight_sum(const Problem<acc_t>& problem) {
   }
   return total;
 }
-
-// Calls f(z, capped) for n logits of the numbers at x, where z(i, count) reads them: as they lie
 
 // Calls f(z, capped) for n logits of the numbers at x, where z(i, count) reads them: as they lie
 // there, or from `buffer` where they are capped or scaled.
