@@ -218,7 +218,8 @@ def test_rows_of_infinities_and_nan(classes):
             assert_close(got, want)
             for k in (cuda.kernels, eager):
                 _, M, L, *_ = k.cross_entropy(Problem(x, target, None, o))
-                d = k.cross_entropy_vjp(x, target, None, torch.ones(12), None, M, L, o)
+                rows = Rows(torch.ones(12), None, M, L)
+                d = k.cross_entropy_vjp(Problem(x, target, None, o), rows)
                 got, want = want, d
             assert_close(got, want)
 
@@ -248,7 +249,7 @@ def test_an_ignored_row_is_not_looked_at(path):
             Problem(x, target, weight, o)
         )
         g = torch.where(target == o.ignore_index, NAN, 1.0)
-        d = cuda.kernels.cross_entropy_vjp(x, target, weight, g, g, M, L, o)
+        d = cuda.kernels.cross_entropy_vjp(Problem(x, target, weight, o), Rows(g, g, M, L))
         ignored = target == o.ignore_index
         assert ignored.any()
         for row in (loss, got_M, got_L, d.movedim(1, -1)):
@@ -262,7 +263,7 @@ def test_no_weight_meets_an_ignored_row():
     x, target, weight = torch.randn(3, 4), torch.tensor([-100, 1, -100]), torch.ones(4)
     weight[2], ones = INF, torch.ones(3)
     loss, M, L, *_ = cuda.kernels.cross_entropy(Problem(x, target, weight, o))
-    d = cuda.kernels.cross_entropy_vjp(x, target, weight, ones, None, M, L, o)
+    d = cuda.kernels.cross_entropy_vjp(Problem(x, target, weight, o), Rows(ones, None, M, L))
     assert (d[::2] == 0).all()
     assert (loss[::2] == 0).all()
 
@@ -280,11 +281,10 @@ def test_an_ignored_row_may_hold_anything(shape, name, value):
     for weight in (None, torch.rand(shape[1])):
         results = []
         for z in (x, bad):
-            loss, M, L, *_ = cuda.kernels.cross_entropy(Problem(z, target, weight, o))
-            ones = torch.ones_like(loss)
-            results.append(
-                [loss, cuda.kernels.cross_entropy_vjp(z, target, weight, ones, None, M, L, o)]
-            )
+            problem = Problem(z, target, weight, o)
+            loss, M, L, *_ = cuda.kernels.cross_entropy(problem)
+            rows = Rows(torch.ones_like(loss), None, M, L)
+            results.append([loss, cuda.kernels.cross_entropy_vjp(problem, rows)])
         assert all(map(torch.equal, *results))
         assert (results[0][0][ignored] == 0).all()
 
@@ -552,7 +552,7 @@ def test_a_bad_label_makes_its_row_nan_and_reads_nothing_outside(unchecked, clas
     x, w, o = torch.randn(4, classes), torch.rand(classes), options("all", 1, torch.float32)
     loss, M, L, *_ = cuda.kernels.cross_entropy(Problem(x, LABELS, w, o))
     assert loss.isnan().tolist() == [False, True, True, False]
-    d = cuda.kernels.cross_entropy_vjp(x, LABELS, w, torch.ones(4), None, M, L, o)
+    d = cuda.kernels.cross_entropy_vjp(Problem(x, LABELS, w, o), Rows(torch.ones(4), None, M, L))
     assert d.isnan().all(1).tolist() == [False, True, True, False]
     assert d.isnan().any(1).tolist() == [False, True, True, False]
     assert (d[3] == 0).all()
