@@ -106,6 +106,8 @@ inline void check_labels(const Tensor& labels, int64_t classes, int64_t ignore_i
   }
 }
 
+inline Tensor as_labels(const Tensor& target) { return target.to(c10::kLong).contiguous(); }
+
 // A cross-entropy, in the layouts in which the kernels read it.
 struct Inputs {
   View x;
@@ -116,7 +118,7 @@ struct Inputs {
          const Options& o)
       : x(view(input, o.dim)), o(o) {
     target =
-        target_.is_floating_point() ? view_like(x, target_, o.dim).tensor : target_.contiguous();
+        target_.is_floating_point() ? view_like(x, target_, o.dim).tensor : as_labels(target_);
     if (weight_) weight = weight_->contiguous();
   }
 
@@ -137,7 +139,8 @@ struct Found {
   Tensor loss, M, L, prediction, entropy;
 };
 
-// `input` is of the options' dtype or of a half type, labels are int64, the weights of that dtype.
+// `input` is of the options' dtype or of a half type, labels of any integer type that int64 holds,
+// the weights of that dtype.
 inline Found cross_entropy(const Tensor& input, const Tensor& target,
                            const std::optional<Tensor>& weight, const Options& o) {
   const Inputs in(input, target, weight, o);
