@@ -145,7 +145,7 @@ def cross_entropy(
     found = node("cross_entropy", input, target, weight, *others)
     if found is not None:
         return (found[0], CrossEntropyStats(*found[1:])) if return_stats else found
-    named = dict(zip(GIVEN, given, strict=True)) | {"return_stats": return_stats}
+    named: dict[str, Any] = dict(zip(GIVEN, given, strict=True)) | {"return_stats": return_stats}
     if getattr(type(input), "is_lazy", False) and has_torch_function_unary(input):
         tensors = (input, target, weight)
         return handle_torch_function(cross_entropy, (input,), *tensors, **named, dtype=dtype)
@@ -171,7 +171,7 @@ def cross_entropy(
         1 if input.dim() > 1 else 0,
         kernels.statistics_dtype(result_dtype),
         ignore_index,
-        *checked_numbers(reduction, label_smoothing, z_loss, logit_scale, softcap),
+        **checked_numbers(reduction, label_smoothing, z_loss, logit_scale, softcap),
         stats=bool(return_stats),
         inplace=inplace,
     )
