@@ -208,8 +208,11 @@ class Launch(NamedTuple):
             fn.signature, fn.params, backend
         )(*self.args, **self.kwargs)
         if wide:
-            sizes = ("rows", "stride", "y_stride", "dense", "out_stride")
-            wider = {k: 2**40 for k, v in bound.items() if k in sizes and v > 1}
+            # rows and strides: all sizes but those of the classes and of what lies inside
+            wider = {k: 2**40 for k, v in bound.items() if k in ("n", "rows") and v > 1}
+            if "sizes" in bound:
+                strides = (2**40 for _ in bound["sizes"][2:])
+                wider["sizes"] = (*bound["sizes"][:2], *strides)
             assert wider
             return Launch(fn, (), self.kwargs | bound | wider).compiled(architecture, False, folder)
         options, signature, constants, attributes = fn._pack_args(
@@ -232,8 +235,8 @@ class Launch(NamedTuple):
 
     def lanes(self, compiled: Compiled) -> float:
         """Instructions of a lane for each number of the tile."""
-        given = dict(zip(self.kernel.arg_names, self.args, strict=True))
-        numbers = given["ROWS"] * given["BLOCK"]
+        kind = dict(zip(self.kernel.arg_names, self.args, strict=True))["KIND"]
+        numbers = kind.ROWS * kind.BLOCK
         return compiled.instructions * 32 * self.kwargs["num_warps"] / numbers
 
 

@@ -17,9 +17,9 @@ def scalar(x, ACC: tl.constexpr):
 
 @triton.jit
 def vanishing_exp(x):
-    """eˣ, or 0 where that is no normal number: nothing beside a 1, and two instructions for five.
+    """eˣ, with subnormal results flushed to 0. Two instructions instead of five.
 
-    Not for probabilities that are handed out: their logarithm may be taken.
+    Not for probabilities that the caller returns: their logarithm may be taken.
     """
     if COMPILED and x.dtype == tl.float32:
         return libdevice.fast_expf(x)

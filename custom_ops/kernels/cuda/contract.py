@@ -11,9 +11,10 @@ import triton.language as tl
 from torch import Tensor
 
 from custom_ops.kernels.cuda.arithmetic import vanishing_exp
-from custom_ops.kernels.cuda.launch import ACCUMULATORS, launch, on_device, tile_of
+from custom_ops.kernels.cuda.launch import launch, on_device
 from custom_ops.kernels.cuda.layout import fresh_like, unview, view, view_like
-from custom_ops.kernels.cuda.rows import cells, dense, multiples, place
+from custom_ops.kernels.cuda.parameters import tile_of
+from custom_ops.kernels.cuda.rows import cells, chunk_cells, dense, multiples, place
 from custom_ops.kernels.cuda.tiles import tiles
 from custom_ops.kernels.problem import statistics_dtype
 
@@ -41,8 +42,9 @@ def mapped(p, v, total, MAP: tl.constexpr):
 
 
 @triton.jit
-def read(p, v, r, k, rows, classes, inner, stride, ACC: tl.constexpr):
+def read(p, v, r, k, shape, ACC: tl.constexpr):
     """The tiles, 0 in the padding, which adds nothing to the sum; the padding, and where v lies."""
+    rows, classes, inner, stride = shape
     inside = (r < rows)[:, None] & (k < classes)[None, :]
     a = tl.load(p + cells(r, k, inner, stride), mask=inside, other=0.0).to(ACC)
     at = cells(r, k, inner, dense(classes, inner))
@@ -50,78 +52,36 @@ def read(p, v, r, k, rows, classes, inner, stride, ACC: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["rows"])
-def map_whole(
-    p,
-    v,
-    out,
-    rows,
-    classes,
-    inner,
-    stride,
-    MAP: tl.constexpr,
-    ACC: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    UNITS: tl.constexpr,
-):
+def map_whole(p, v, out, rows, sizes, MAP: tl.constexpr, KIND: tl.constexpr):
     """Rows that fit in a tile."""
-    rows, classes, inner, stride = multiples(rows, classes, inner, stride, UNITS)
-    r, k, _ = place(rows, 1, ROWS, BLOCK)
-    a, b, inside, at = read(p, v, r, k, rows, classes, inner, stride, ACC)
+    shape = multiples(rows, sizes, KIND.UNITS)
+    rows = shape[0]
+    r, k, _ = place(rows, 1, KIND.ROWS, KIND.BLOCK)
+    a, b, inside, at = read(p, v, r, k, shape, KIND.ACC)
     total = tl.sum(terms(a, b, MAP), 1)
     tl.store(out + at, mapped(a, b, total[:, None], MAP), mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows", "chunks"])
-def map_partial(
-    p,
-    v,
-    partials,
-    rows,
-    classes,
-    inner,
-    stride,
-    chunks,
-    MAP: tl.constexpr,
-    ACC: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    UNITS: tl.constexpr,
-):
+def map_partial(p, v, partials, rows, sizes, chunks, MAP: tl.constexpr, KIND: tl.constexpr):
     """The sum of each chunk: partials[r, chunk]."""
-    rows, classes, inner, stride = multiples(rows, classes, inner, stride, UNITS)
-    r, k, chunk = place(rows, chunks, ROWS, BLOCK)
-    a, b, _, _ = read(p, v, r, k, rows, classes, inner, stride, ACC)
+    shape = multiples(rows, sizes, KIND.UNITS)
+    rows = shape[0]
+    r, k, chunk = place(rows, chunks, KIND.ROWS, KIND.BLOCK)
+    a, b, _, _ = read(p, v, r, k, shape, KIND.ACC)
     total = tl.sum(terms(a, b, MAP), 1)
     tl.store(partials + r.to(tl.int64) * chunks + chunk, total, mask=r < rows)
 
 
 @triton.jit(do_not_specialize=["rows", "chunks"])
-def map_chunks(
-    p,
-    v,
-    out,
-    partials,
-    rows,
-    classes,
-    inner,
-    stride,
-    chunks,
-    MAP: tl.constexpr,
-    ACC: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    UNITS: tl.constexpr,
-    CHUNKS: tl.constexpr,
-):
+def map_chunks(p, v, out, partials, rows, sizes, chunks, MAP: tl.constexpr, KIND: tl.constexpr):
     """The results of a chunk, from the sums of all chunks of its row."""
-    rows, classes, inner, stride = multiples(rows, classes, inner, stride, UNITS)
-    r, k, _ = place(rows, chunks, ROWS, BLOCK)
-    j = tl.arange(0, CHUNKS)
-    known = (r < rows)[:, None] & (j < chunks)[None, :]
-    at = (r.to(tl.int64) * chunks)[:, None] + j[None, :]
+    shape = multiples(rows, sizes, KIND.UNITS)
+    rows = shape[0]
+    r, k, _ = place(rows, chunks, KIND.ROWS, KIND.BLOCK)
+    at, known = chunk_cells(r, rows, chunks, KIND.CHUNKS)
     total = tl.sum(tl.load(partials + at, mask=known, other=0.0), 1)
-    a, b, inside, at = read(p, v, r, k, rows, classes, inner, stride, ACC)
+    a, b, inside, at = read(p, v, r, k, shape, KIND.ACC)
     tl.store(out + at, mapped(a, b, total[:, None], MAP), mask=inside)
 
 
@@ -132,16 +92,17 @@ def _launch(p: Tensor, v: Tensor, dim: int, name: str) -> Tensor:
         return unview(out, dim)
     dtype = statistics_dtype(p.dtype)
     t = tiles(x.classes, x.inner, dtype, tensors=2)
-    kind = {"MAP": name, "ACC": ACCUMULATORS[dtype], **tile_of(x.sizes, t)}
-    programs, tensors = t.programs(x.rows), (x.tensor, u.tensor)
+    kind, programs, sizes = tile_of(x, t, dtype), t.programs(x.rows), (x.rows, x.sizes)
+    tensors = (x.tensor, u.tensor)
     with on_device(p):
         if t.chunks == 1:
-            launch(map_whole, programs, (*tensors, out.tensor), x.sizes, kind)
+            launch(map_whole, programs, t.warps, *tensors, out.tensor, *sizes, name, kind)
         else:
             partials = torch.empty(x.rows, t.chunks, dtype=dtype, device=p.device)
-            sizes = (*x.sizes, t.chunks)
-            launch(map_partial, programs, (*tensors, partials), sizes, kind)
-            launch(map_chunks, programs, (*tensors, out.tensor, partials), sizes, kind)
+            sizes = (*sizes, t.chunks)
+            launch(map_partial, programs, t.warps, *tensors, partials, *sizes, name, kind)
+            tensors = (*tensors, out.tensor, partials)
+            launch(map_chunks, programs, t.warps, *tensors, *sizes, name, kind)
     return unview(out, dim)
 
 

@@ -1,6 +1,6 @@
 """The gradient of cross-entropy from a row's M and L.
 
-    dx = z'(x) ⊙ (a·p − g·ỹ)        a = g·(m + 2λ·lse) + h,    m = Σ_k ỹ_k,    lse = M + L
+    d = z' ⊙ dz,    dz = a·p − g·ỹ        (`derivative`, `targets`, `logits`)
 
 p = exp((z − M) − L) is computed anew from the logits while they are at hand, so the kernel reads
 them once and writes once, a tile a program.
@@ -11,67 +11,60 @@ import triton.language as tl
 from torch import Tensor
 
 from custom_ops.kernels.cuda.arguments import Arguments
-from custom_ops.kernels.cuda.arithmetic import divided, scalar, vanishing_exp
+from custom_ops.kernels.cuda.arithmetic import divided, vanishing_exp
+from custom_ops.kernels.cuda.derivative import factors, row_derivative
 from custom_ops.kernels.cuda.labels import read_labels
 from custom_ops.kernels.cuda.launch import launch, on_device
 from custom_ops.kernels.cuda.layout import View, fresh_like, unview
 from custom_ops.kernels.cuda.logits import chained, logits
-from custom_ops.kernels.cuda.rows import cells, multiples, place
-from custom_ops.kernels.cuda.targets import label_mass, share
+from custom_ops.kernels.cuda.parameters import Target, Upstream
+from custom_ops.kernels.cuda.rows import cells, chunk_cells, multiples, place
+from custom_ops.kernels.cuda.targets import label_mass, scaled_target, share
 from custom_ops.kernels.problem import Problem, Rows
 
 __all__ = ["cross_entropy_vjp", "cross_entropy_vjp_"]
 
 
-@triton.jit(do_not_specialize=["rows", "chunks"])
+@triton.jit(do_not_specialize=["n", "chunks"])
 def mass_partial(
-    target,
-    weight,
     masses,
-    rows,
-    classes,
-    inner,
-    stride,
+    y: Target,
+    n,
+    sizes,
     rest: tl.float64,
     even: tl.float64,
-    z_loss: tl.float64,
-    scale: tl.float64,
-    cap: tl.float64,
     chunks,
-    SMOOTHING: tl.constexpr,
-    ACC: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    UNITS: tl.constexpr,
+    KIND: tl.constexpr,
 ):
     """Σ ỹ_k of each chunk, for probabilities: masses[r, chunk]."""
-    r, k, chunk = place(rows, chunks, ROWS, BLOCK)
-    inside = (r < rows)[:, None] & (k < classes)[None, :]
-    rows, classes, inner, stride = multiples(rows, classes, inner, stride, UNITS)
-    shape, numbers = (rows, classes, inner, stride), (rest, even, z_loss, scale, cap)
-    y = share(target, weight, r, k, inside, shape, numbers, True, SMOOTHING, ACC)
-    tl.store(masses + r.to(tl.int64) * chunks + chunk, tl.sum(y, 1), mask=r < rows)
+    r, k, chunk = place(n, chunks, KIND.ROWS, KIND.BLOCK)
+    inside = (r < n)[:, None] & (k < sizes[0])[None, :]
+    shape = multiples(n, sizes, KIND.UNITS)
+    shares = share(y, r, k, inside, shape, (rest, even, 0.0, 0.0, 0.0), KIND)
+    tl.store(masses + r.to(tl.int64) * chunks + chunk, tl.sum(shares, 1), mask=r < shape[0])
 
 
-@triton.jit(do_not_specialize=["rows", "ignore_index", "chunks", "g_step"])
+@triton.jit
+def upstream(rows: Upstream, r, wanted, ACC: tl.constexpr):
+    """g of each row, 0 in a row that does not count."""
+    if rows.divisor is None:
+        g = tl.load(rows.g + r * rows.step, mask=wanted, other=0.0).to(ACC)
+    elif rows.M.dtype.element_ty == tl.float64:  # Triton 3.6: the scalar below does not compile
+        g = tl.load(rows.g + r * rows.step, mask=wanted, other=0.0).to(ACC)
+        g = divided(g, tl.load(rows.divisor + r * rows.step, mask=wanted, other=1.0))
+    else:  # of a mean: one number for all rows, infinite where none counts
+        g = tl.where(wanted, divided(tl.load(rows.g).to(ACC), tl.load(rows.divisor)), 0.0)
+    return g
+
+
+@triton.jit(do_not_specialize=["n", "ignore_index", "chunks"])
 def gradient(
-    x,
-    target,
-    weight,
-    mean_weight,
-    masses,
-    g,
-    divisor,
-    h,
-    M,
-    L,
+    input,
+    y: Target,
+    rows: Upstream,
     out,
-    rows,
-    classes,
-    inner,
-    stride,
-    out_stride,
-    g_step,
+    n,
+    sizes,
     ignore_index,
     rest: tl.float64,
     even: tl.float64,
@@ -79,103 +72,81 @@ def gradient(
     scale: tl.float64,
     cap: tl.float64,
     chunks,
-    SOFT: tl.constexpr,
-    SMOOTHING: tl.constexpr,
-    LOGITS: tl.constexpr,
-    Z_LOSS: tl.constexpr,
-    ACC: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    UNITS: tl.constexpr,
-    CHUNKS: tl.constexpr,
+    KIND: tl.constexpr,
 ):
-    """The gradient of a tile; `out` may be x."""
-    rows, classes, inner, stride = multiples(rows, classes, inner, stride, UNITS)
-    shape, numbers = (rows, classes, inner, stride), (rest, even, z_loss, scale, cap)
-    r, k, _ = place(rows, chunks, ROWS, BLOCK)
-    real = r < rows
+    """The gradient of a tile; `out` may be the input. sizes[3] is the stride of `out`."""
+    ACC: tl.constexpr = KIND.ACC
+    shape, numbers = multiples(n, sizes, KIND.UNITS), (rest, even, z_loss, scale, cap)
+    n, classes, inner, stride = shape
+    r, k, _ = place(n, chunks, KIND.ROWS, KIND.BLOCK)
+    real = r < n
     inside = real[:, None] & (k < classes)[None, :]
-    wanted = real
-    if not SOFT:
-        _, t, ignored, bad = read_labels(target, r, rows, classes, ignore_index)
+    wanted, t = real, r
+    if not KIND.SOFT:
+        _, t, ignored, bad = read_labels(y.target, r, n, classes, ignore_index)
         wanted = real & (ignored == 0)
-    at = x + cells(r, k, inner, stride)
-    if UNITS[1] > 1:  # rows side by side are read at once, ignored ones among them
+    at = input + cells(r, k, inner, stride)
+    if KIND.UNITS[1] > 1:  # rows side by side are read at once, ignored ones among them
         z = tl.where(wanted[:, None], tl.load(at, mask=inside, other=0.0).to(ACC), 0.0)
     else:
         z = tl.load(at, mask=inside & wanted[:, None], other=0.0).to(ACC)
-    z = logits(z, numbers, LOGITS, ACC)
+    z = logits(z, numbers, KIND.LOGITS, ACC)
 
-    if divisor is None:
-        G = tl.load(g + r * g_step, mask=wanted, other=0.0).to(ACC)
-    elif M.dtype.element_ty == tl.float64:  # Triton 3.6: the scalar below does not compile
-        G = tl.load(g + r * g_step, mask=wanted, other=0.0).to(ACC)
-        G = divided(G, tl.load(divisor + r * g_step, mask=wanted, other=1.0))
-    else:  # of a mean: one number for all rows, infinite where none counts
-        G = tl.where(wanted, divided(tl.load(g).to(ACC), tl.load(divisor)), 0.0)
-    max = tl.load(M + r, mask=wanted, other=0.0)
-    log_sum = tl.load(L + r, mask=wanted, other=0.0)
-    if SOFT:
-        y = share(target, weight, r, k, inside, shape, numbers, SOFT, SMOOTHING, ACC)
-        if masses is None:
-            m = tl.sum(y, 1)
-        else:
-            j = tl.arange(0, CHUNKS)
-            known = real[:, None] & (j < chunks)[None, :]
-            of_chunks = masses + ((r.to(tl.int64) * chunks)[:, None] + j[None, :])
-            m = tl.sum(tl.load(of_chunks, mask=known, other=0.0), 1)
+    G = upstream(rows, r, wanted, ACC)
+    M = tl.load(rows.M + r, mask=wanted, other=0.0)
+    L = tl.load(rows.L + r, mask=wanted, other=0.0)
+    shares, named = inside, G
+    if KIND.SOFT or KIND.SMOOTHING != "none":
+        shares = share(y, r, k, inside, shape, numbers, KIND)
+    if not KIND.SOFT:
+        named, m = label_mass(y, t, bad, wanted, numbers, KIND)
+    elif y.masses is None:
+        m = tl.sum(shares, 1)
     else:
-        named, m = label_mass(weight, mean_weight, t, bad, wanted, numbers, ACC, ROWS)
-        named *= G
-    if Z_LOSS:
-        m += 2.0 * scalar(z_loss, ACC) * (max + log_sum)
-    a = G * m
-    if h is not None:
-        a += tl.load(h + r, mask=wanted, other=0.0).to(ACC)
-
-    a = tl.where(wanted, a, 0.0)  # and so is d where z, g and h were not read
-    d = a[:, None] * vanishing_exp((z - max[:, None]) - log_sum[:, None])
-    if SOFT:
-        d -= G[:, None] * y
-    else:
-        if SMOOTHING != "none":
-            e = share(target, weight, r, k, inside, shape, numbers, SOFT, SMOOTHING, ACC)
-            d -= tl.where(wanted[:, None], (scalar(even, ACC) * G)[:, None] * e, 0.0)
-        d -= tl.where(k[None, :] == t[:, None], named[:, None], 0.0)
-    d = chained(d, z, numbers, LOGITS, ACC)
-    if M.dtype.element_ty == tl.float64 and out.dtype.element_ty.primitive_bitwidth == 16:
+        at, known = chunk_cells(r, n, chunks, KIND.CHUNKS)
+        m = tl.sum(tl.load(y.masses + at, mask=known, other=0.0), 1)
+    a, _ = factors(rows, G, m, M + L, r, wanted, numbers, KIND)
+    a = tl.where(wanted, a, 0.0)  # and so is d where z, g and q were not read
+    p = vanishing_exp((z - M[:, None]) - L[:, None])
+    gy = scaled_target(shares, t, named, G, k, wanted, numbers, KIND)
+    d = chained(row_derivative(a, p, gy), z, numbers, KIND.LOGITS, ACC)
+    if d.dtype == tl.float64 and out.dtype.element_ty.primitive_bitwidth == 16:
         d = d.to(tl.float32)  # Triton has no step from float64 to bfloat16
-    UNIT: tl.constexpr = UNITS[0] * UNITS[1]
-    tl.store(out + cells(r, k, inner, out_stride // UNIT * UNIT), d, mask=inside)
+    UNIT: tl.constexpr = KIND.UNITS[0] * KIND.UNITS[1]
+    tl.store(out + cells(r, k, inner, sizes[3] // UNIT * UNIT), d, mask=inside)
 
 
 def _launch(args: Arguments, rows: Rows, divisor: Tensor | None, out: View) -> None:
-    g, h, M, L, _ = rows
-    if args.x.tensor.numel() == 0:
+    g, q, M, L, _ = rows
+    x, t, y = args.input, args.tiles, args.targets(mean_weight=True)
+    if x.tensor.numel() == 0:
         return
-    t, masses = args.tiles, None
+    programs = t.programs(x.rows)
     # one number for all rows, as sum and mean send it, is read as what it is
     one = not any(g.stride())
-    with on_device(args.x.tensor):
-        if args.kind["SOFT"] and t.chunks > 1:
-            masses = M.new_empty(args.x.rows, t.chunks)
-            sizes = (*args.x.sizes, *args.numbers, t.chunks)
-            targets = (args.target, args.weight, masses)
-            launch(mass_partial, t.programs(args.x.rows), targets, sizes, args.kind)
-        tensors = (
-            *(args.x.tensor, args.target, args.weight, args.mean_weight(), masses),
-            *(g if one else g.contiguous(), divisor, None if h is None else h.contiguous()),
-            *(M.contiguous(), L.contiguous(), out.tensor),
-        )
-        steps = (out.stride, 0 if one else 1)
-        numbers = (*args.x.sizes, *steps, args.ignore_index, *args.numbers, t.chunks)
-        launch(gradient, t.programs(args.x.rows), tensors, numbers, args.kind)
+    upstream = Upstream(
+        g if one else g.contiguous(),
+        None if q is None else q.contiguous(),
+        M.contiguous(),
+        L.contiguous(),
+        0 if one else 1,
+        divisor,
+    )
+    with on_device(x.tensor):
+        if args.kind.SOFT and t.chunks > 1:
+            masses = M.new_empty(x.rows, t.chunks)
+            sizes = (x.rows, x.sizes, *args.numbers[:2], t.chunks)
+            launch(mass_partial, programs, t.warps, masses, y, *sizes, args.kind)
+            y = y._replace(masses=masses)
+        numbers = (x.rows, (*x.sizes, out.stride), args.ignore_index, *args.numbers, t.chunks)
+        tensors = (x.tensor, y, upstream, out.tensor)
+        launch(gradient, programs, t.warps, *tensors, *numbers, args.kind)
 
 
 def cross_entropy_vjp(problem: Problem, rows: Rows, divisor: Tensor | None = None) -> Tensor:
     """Return z' ⊙ (a·p − g·ỹ), 0 in an ignored row; g is divided by the divisor, if any."""
     args = Arguments.of(problem)
-    out = fresh_like(args.x)
+    out = fresh_like(args.input)
     _launch(args, rows, divisor, out)
     return unview(out, problem.options.dim)
 
@@ -183,9 +154,9 @@ def cross_entropy_vjp(problem: Problem, rows: Rows, divisor: Tensor | None = Non
 def cross_entropy_vjp_(problem: Problem, rows: Rows, divisor: Tensor | None = None) -> None:
     """Write the same over the input."""
     args, input = Arguments.of(problem), problem.input
-    if args.x.tensor.untyped_storage().data_ptr() == input.untyped_storage().data_ptr():
-        _launch(args, rows, divisor, args.x)
+    if args.input.tensor.untyped_storage().data_ptr() == input.untyped_storage().data_ptr():
+        _launch(args, rows, divisor, args.input)
     else:  # in no layout that the kernels write
-        out = fresh_like(args.x)
+        out = fresh_like(args.input)
         _launch(args, rows, divisor, out)
         input.copy_(unview(out, problem.options.dim))

@@ -1,9 +1,9 @@
 """The second derivative of a row's cross-entropy along u, in the place of what it is made of.
 
-    dz = a·p − g·ỹ                               a = g·c + h,  c = m + 2λ·lse,  m = Σ_k ỹ_k
-    r  = ∂⟨u, dz⟩/∂z = a·J u + 2λ·g·⟨p, u⟩·p     J u = p ⊙ (u − ⟨p, u⟩)
+    dz  = a·p − g·ỹ                              (`derivative`)
+    H u = ∂⟨u, dz⟩/∂z = a·J u + 2λ·g·⟨p, u⟩·p    J u = p ⊙ (u − ⟨p, u⟩)
 
-and ∂⟨u, dz⟩/∂g = c·⟨p, u⟩ − ⟨ỹ, u⟩, ∂⟨u, dz⟩/∂h = ⟨p, u⟩. dz is written over z and r over u; both
+and ∂⟨u, dz⟩/∂g = c·⟨p, u⟩ − ⟨ỹ, u⟩, ∂⟨u, dz⟩/∂q = ⟨p, u⟩. dz is written over z and H u over u; both
 are contiguous, the classes last, and the logits without cap and scale.
 """
 
@@ -14,10 +14,12 @@ from torch import Tensor
 
 from custom_ops.kernels.cuda.arguments import Arguments
 from custom_ops.kernels.cuda.arithmetic import product, scalar, vanishing_exp
+from custom_ops.kernels.cuda.derivative import factors, row_derivative
 from custom_ops.kernels.cuda.labels import read_labels
-from custom_ops.kernels.cuda.launch import launch, on_device, tile_of
-from custom_ops.kernels.cuda.rows import cells, multiples, place
-from custom_ops.kernels.cuda.targets import label_mass, share
+from custom_ops.kernels.cuda.launch import launch, on_device
+from custom_ops.kernels.cuda.parameters import Target, Upstream
+from custom_ops.kernels.cuda.rows import cells, chunk_cells, multiples, place
+from custom_ops.kernels.cuda.targets import label_mass, scaled_target, share
 from custom_ops.kernels.cuda.tiles import tiles
 from custom_ops.kernels.problem import Problem, Rows
 
@@ -25,300 +27,162 @@ __all__ = ["cross_entropy_hvp_"]
 
 
 @triton.jit
-def read(
-    z,
-    u,
-    target,
-    weight,
-    mean_weight,
-    M,
-    L,
-    r,
-    k,
-    shape,
-    numbers,
-    ignore_index,
-    SOFT: tl.constexpr,
-    SMOOTHING: tl.constexpr,
-    ACC: tl.constexpr,
-    ROWS: tl.constexpr,
-):
+def read(z, u, y: Target, rows: Upstream, r, k, shape, ignore_index, numbers, KIND: tl.constexpr):
     """p, u and ỹ of a tile, 0 where nothing counts; of its rows lse, m, and whether they count.
 
     m is Σ_k ỹ_k of the whole row for labels, and of the tile for probabilities.
     """
-    rows, classes, inner, stride = shape
-    _, even, _, _, _ = numbers
-    wanted = r < rows
-    if not SOFT:
-        _, t, ignored, bad = read_labels(target, r, rows, classes, ignore_index)
+    n, classes, inner, stride = shape
+    ACC: tl.constexpr = KIND.ACC
+    one = tl.full((KIND.ROWS,), 1.0, ACC)
+    wanted, t, named = r < n, r, one
+    if not KIND.SOFT:
+        _, t, ignored, bad = read_labels(y.target, r, n, classes, ignore_index)
         wanted = wanted & (ignored == 0)
     inside = wanted[:, None] & (k < classes)[None, :]
-    if SOFT:
-        y = share(target, weight, r, k, inside, shape, numbers, SOFT, SMOOTHING, ACC)
-        m = tl.sum(y, 1)
+    shares = inside
+    if KIND.SOFT or KIND.SMOOTHING != "none":
+        shares = share(y, r, k, inside, shape, numbers, KIND)
+    if KIND.SOFT:
+        m = tl.sum(shares, 1)
     else:
-        named, m = label_mass(weight, mean_weight, t, bad, wanted, numbers, ACC, ROWS)
-        y = tl.where(inside & (k[None, :] == t[:, None]), named[:, None], 0.0)
-        if SMOOTHING != "none":
-            e = share(target, weight, r, k, inside, shape, numbers, SOFT, SMOOTHING, ACC)
-            y += scalar(even, ACC) * e
+        named, m = label_mass(y, t, bad, wanted, numbers, KIND)
+    Y = scaled_target(shares, t, named, one, k, wanted, numbers, KIND)
     at = cells(r, k, inner, stride)
-    max = tl.load(M + r, mask=wanted, other=0.0)
-    log_sum = tl.load(L + r, mask=wanted, other=0.0)
+    M = tl.load(rows.M + r, mask=wanted, other=0.0)
+    L = tl.load(rows.L + r, mask=wanted, other=0.0)
     x = tl.load(z + at, mask=inside, other=0.0).to(ACC)
-    p = tl.where(inside, vanishing_exp((x - max[:, None]) - log_sum[:, None]), 0.0)
-    v = tl.load(u + at, mask=inside, other=0.0).to(ACC)
-    return p, v, y, max + log_sum, m, wanted
+    p = tl.where(inside, vanishing_exp((x - M[:, None]) - L[:, None]), 0.0)
+    return p, tl.load(u + at, mask=inside, other=0.0).to(ACC), Y, M + L, m, wanted
 
 
 @triton.jit
-def write(
-    z,
-    u,
-    d_g,
-    d_h,
-    g,
-    h,
-    r,
-    k,
-    first,
-    tile,
-    sums,
-    shape,
-    numbers,
-    Z_LOSS: tl.constexpr,
-    ACC: tl.constexpr,
-):
-    """dz and r of a tile; the program that is the first of its rows writes d_g and d_h as well."""
-    rows, classes, inner, stride = shape
-    _, _, z_loss, _, _ = numbers
-    p, v, y, lse, wanted = tile
-    p_u, y_u, c = sums
-    G = tl.load(g + r, mask=wanted, other=0.0).to(ACC)
-    if Z_LOSS:
-        c += 2.0 * scalar(z_loss, ACC) * lse
-    a = G * c
-    if h is not None:
-        a += tl.load(h + r, mask=wanted, other=0.0).to(ACC)
+def write(z, u, d, rows: Upstream, r, k, first, tile, sums, shape, numbers, KIND: tl.constexpr):
+    """dz and H u of a tile; the first program of a row also writes d = (d_g, d_q)."""
+    n, classes, inner, stride = shape
+    ACC: tl.constexpr = KIND.ACC
+    p, v, Y, lse, wanted = tile
+    p_u, y_u, m = sums
+    G = tl.load(rows.g + r, mask=wanted, other=0.0).to(ACC)
+    a, c = factors(rows, G, m, lse, r, wanted, numbers, KIND)
     change = a[:, None] * (v - p_u[:, None])
-    if Z_LOSS:
-        change += (2.0 * scalar(z_loss, ACC) * G * p_u)[:, None]
-    real = r < rows
+    if KIND.Z_LOSS:
+        change += (2.0 * scalar(numbers[2], ACC) * G * p_u)[:, None]
+    real = r < n
     inside = real[:, None] & (k < classes)[None, :]
     at = cells(r, k, inner, stride)
-    dz = a[:, None] * p - G[:, None] * y
+    dz = row_derivative(a, p, G[:, None] * Y)
     tl.store(z + at, tl.where(wanted[:, None], dz, 0.0), mask=inside)
     tl.store(u + at, tl.where(wanted[:, None], p * change, 0.0), mask=inside)
-    tl.store(d_g + r, tl.where(wanted, c * p_u - y_u, 0.0), mask=real & first)
-    tl.store(d_h + r, tl.where(wanted, p_u, 0.0), mask=real & first)
+    tl.store(d[0] + r, tl.where(wanted, c * p_u - y_u, 0.0), mask=real & first)
+    tl.store(d[1] + r, tl.where(wanted, p_u, 0.0), mask=real & first)
 
 
-@triton.jit(do_not_specialize=["rows", "ignore_index"])
+@triton.jit(do_not_specialize=["n", "ignore_index"])
 def hessian_whole(
     z,
     u,
-    target,
-    weight,
-    mean_weight,
-    g,
-    h,
-    M,
-    L,
-    d_g,
-    d_h,
-    rows,
-    classes,
-    inner,
-    stride,
+    d,
+    y: Target,
+    rows: Upstream,
+    n,
+    sizes,
     ignore_index,
     rest: tl.float64,
     even: tl.float64,
     z_loss: tl.float64,
-    scale: tl.float64,
-    cap: tl.float64,
-    SOFT: tl.constexpr,
-    SMOOTHING: tl.constexpr,
-    Z_LOSS: tl.constexpr,
-    ACC: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    UNITS: tl.constexpr,
+    KIND: tl.constexpr,
 ):
     """Rows that fit in a tile."""
-    rows, classes, inner, stride = multiples(rows, classes, inner, stride, UNITS)
-    shape, numbers = (rows, classes, inner, stride), (rest, even, z_loss, scale, cap)
-    r, k, _ = place(rows, 1, ROWS, BLOCK)
-    p, v, y, lse, m, wanted = read(
-        z,
-        u,
-        target,
-        weight,
-        mean_weight,
-        M,
-        L,
-        r,
-        k,
-        shape,
-        numbers,
-        ignore_index,
-        SOFT,
-        SMOOTHING,
-        ACC,
-        ROWS,
-    )
-    sums = (tl.sum(p * v, 1), tl.sum(product(y, v), 1), m)
-    tile = (p, v, y, lse, wanted)
-    write(z, u, d_g, d_h, g, h, r, k, True, tile, sums, shape, numbers, Z_LOSS, ACC)
+    shape, numbers = multiples(n, sizes, KIND.UNITS), (rest, even, z_loss, 1.0, 0.0)
+    r, k, _ = place(shape[0], 1, KIND.ROWS, KIND.BLOCK)
+    p, v, Y, lse, m, wanted = read(z, u, y, rows, r, k, shape, ignore_index, numbers, KIND)
+    sums = (tl.sum(p * v, 1), tl.sum(product(Y, v), 1), m)
+    write(z, u, d, rows, r, k, True, (p, v, Y, lse, wanted), sums, shape, numbers, KIND)
 
 
-@triton.jit(do_not_specialize=["rows", "ignore_index", "chunks"])
+@triton.jit(do_not_specialize=["n", "ignore_index", "chunks"])
 def hessian_partial(
     z,
     u,
-    target,
-    weight,
-    mean_weight,
-    M,
-    L,
     partials,
-    rows,
-    classes,
-    inner,
-    stride,
+    y: Target,
+    rows: Upstream,
+    n,
+    sizes,
     ignore_index,
     rest: tl.float64,
     even: tl.float64,
     z_loss: tl.float64,
-    scale: tl.float64,
-    cap: tl.float64,
     chunks,
-    SOFT: tl.constexpr,
-    SMOOTHING: tl.constexpr,
-    ACC: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    UNITS: tl.constexpr,
+    KIND: tl.constexpr,
 ):
     """⟨p, u⟩, ⟨ỹ, u⟩ and, for probabilities, Σ ỹ of each chunk: partials[0 … 2, r, chunk]."""
-    rows, classes, inner, stride = multiples(rows, classes, inner, stride, UNITS)
-    shape, numbers = (rows, classes, inner, stride), (rest, even, z_loss, scale, cap)
-    r, k, chunk = place(rows, chunks, ROWS, BLOCK)
-    p, v, y, _, m, _ = read(
-        z,
-        u,
-        target,
-        weight,
-        mean_weight,
-        M,
-        L,
-        r,
-        k,
-        shape,
-        numbers,
-        ignore_index,
-        SOFT,
-        SMOOTHING,
-        ACC,
-        ROWS,
-    )
+    shape, numbers = multiples(n, sizes, KIND.UNITS), (rest, even, z_loss, 1.0, 0.0)
+    n = shape[0]
+    r, k, chunk = place(n, chunks, KIND.ROWS, KIND.BLOCK)
+    p, v, Y, _, m, _ = read(z, u, y, rows, r, k, shape, ignore_index, numbers, KIND)
     to = partials + (r.to(tl.int64) * chunks + chunk)
-    field = tl.cast(rows, tl.int64) * chunks
-    tl.store(to, tl.sum(p * v, 1), mask=r < rows)
-    tl.store(to + field, tl.sum(product(y, v), 1), mask=r < rows)
-    if SOFT:
-        tl.store(to + 2 * field, m, mask=r < rows)
+    field = tl.cast(n, tl.int64) * chunks
+    tl.store(to, tl.sum(p * v, 1), mask=r < n)
+    tl.store(to + field, tl.sum(product(Y, v), 1), mask=r < n)
+    if KIND.SOFT:
+        tl.store(to + 2 * field, m, mask=r < n)
 
 
-@triton.jit(do_not_specialize=["rows", "ignore_index", "chunks"])
+@triton.jit(do_not_specialize=["n", "ignore_index", "chunks"])
 def hessian_chunks(
     z,
     u,
-    target,
-    weight,
-    mean_weight,
-    g,
-    h,
-    M,
-    L,
-    d_g,
-    d_h,
+    d,
     partials,
-    rows,
-    classes,
-    inner,
-    stride,
+    y: Target,
+    rows: Upstream,
+    n,
+    sizes,
     ignore_index,
     rest: tl.float64,
     even: tl.float64,
     z_loss: tl.float64,
-    scale: tl.float64,
-    cap: tl.float64,
     chunks,
-    SOFT: tl.constexpr,
-    SMOOTHING: tl.constexpr,
-    Z_LOSS: tl.constexpr,
-    ACC: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    UNITS: tl.constexpr,
-    CHUNKS: tl.constexpr,
+    KIND: tl.constexpr,
 ):
     """The results of a chunk, from the sums of all chunks of its row."""
-    rows, classes, inner, stride = multiples(rows, classes, inner, stride, UNITS)
-    shape, numbers = (rows, classes, inner, stride), (rest, even, z_loss, scale, cap)
-    r, k, chunk = place(rows, chunks, ROWS, BLOCK)
-    p, v, y, lse, m, wanted = read(
-        z,
-        u,
-        target,
-        weight,
-        mean_weight,
-        M,
-        L,
-        r,
-        k,
-        shape,
-        numbers,
-        ignore_index,
-        SOFT,
-        SMOOTHING,
-        ACC,
-        ROWS,
-    )
-    j = tl.arange(0, CHUNKS)
-    known = (r < rows)[:, None] & (j < chunks)[None, :]
-    at = partials + ((r.to(tl.int64) * chunks)[:, None] + j[None, :])
-    field = tl.cast(rows, tl.int64) * chunks
-    p_u = tl.sum(tl.load(at, mask=known, other=0.0), 1)
-    y_u = tl.sum(tl.load(at + field, mask=known, other=0.0), 1)
-    if SOFT:
-        m = tl.sum(tl.load(at + 2 * field, mask=known, other=0.0), 1)
-    sums, tile = (p_u, y_u, m), (p, v, y, lse, wanted)
-    write(z, u, d_g, d_h, g, h, r, k, chunk == 0, tile, sums, shape, numbers, Z_LOSS, ACC)
+    shape, numbers = multiples(n, sizes, KIND.UNITS), (rest, even, z_loss, 1.0, 0.0)
+    n = shape[0]
+    r, k, chunk = place(n, chunks, KIND.ROWS, KIND.BLOCK)
+    p, v, Y, lse, m, wanted = read(z, u, y, rows, r, k, shape, ignore_index, numbers, KIND)
+    at, known = chunk_cells(r, n, chunks, KIND.CHUNKS)
+    field = tl.cast(n, tl.int64) * chunks
+    p_u = tl.sum(tl.load(partials + at, mask=known, other=0.0), 1)
+    y_u = tl.sum(tl.load(partials + at + field, mask=known, other=0.0), 1)
+    if KIND.SOFT:
+        m = tl.sum(tl.load(partials + at + 2 * field, mask=known, other=0.0), 1)
+    tile, sums = (p, v, Y, lse, wanted), (p_u, y_u, m)
+    write(z, u, d, rows, r, k, chunk == 0, tile, sums, shape, numbers, KIND)
 
 
 def cross_entropy_hvp_(problem: Problem, u: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-    """Put dz in the place of z and r in that of u; return what u is to g and h."""
-    z, (g, h, M, L, _) = problem.input, rows
+    """Put dz in the place of z and H u in that of u; return ∂⟨u, dz⟩ over ∂g and ∂q."""
+    z, (g, q, M, L, _) = problem.input, rows
     if not (z.is_contiguous() and u.is_contiguous()):
         raise RuntimeError("z and u must be contiguous")
-    d_g, d_h = torch.empty_like(M), torch.empty_like(M)
+    d = torch.empty_like(M), torch.empty_like(M)
     if z.numel() == 0:
-        return d_g.zero_(), d_h.zero_()
+        return d[0].zero_(), d[1].zero_()
     args = Arguments.of(problem)
-    t = tiles(args.x.classes, 1, M.dtype, tensors=3)
-    kind, programs = args.kind | tile_of(args.x.sizes, t), t.programs(args.x.rows)
-    given = (z, u, args.target, args.weight, args.mean_weight())
-    upstream = (g.contiguous(), None if h is None else h.contiguous())
-    statistics, results = (M.contiguous(), L.contiguous()), (d_g, d_h)
-    sizes = (*args.x.sizes, problem.options.ignore_index, *args.numbers)
+    x, n = args.input, args.input.rows
+    t = tiles(x.classes, 1, M.dtype, tensors=3)
+    kind, programs = args.kind_for(t), t.programs(n)
+    statistics = M.contiguous(), L.contiguous()
+    upstream = Upstream(g.contiguous(), None if q is None else q.contiguous(), *statistics)
+    numbers = (n, x.sizes, args.ignore_index, *args.numbers[:3])
+    given = (args.targets(mean_weight=True), upstream, *numbers)
     with on_device(z):
         if t.chunks == 1:
-            launch(hessian_whole, programs, (*given, *upstream, *statistics, *results), sizes, kind)
-            return results
-        partials, sizes = M.new_empty(3, args.x.rows, t.chunks), (*sizes, t.chunks)
-        launch(hessian_partial, programs, (*given, *statistics, partials), sizes, kind)
-        tensors = (*given, *upstream, *statistics, *results, partials)
-        launch(hessian_chunks, programs, tensors, sizes, kind)
-    return results
+            launch(hessian_whole, programs, t.warps, z, u, d, *given, kind)
+            return d
+        partials, given = M.new_empty(3, n, t.chunks), (*given, t.chunks)
+        launch(hessian_partial, programs, t.warps, z, u, partials, *given, kind)
+        launch(hessian_chunks, programs, t.warps, z, u, d, partials, *given, kind)
+    return d

@@ -76,13 +76,7 @@ def report(target: Tensor, classes: int, ignore_index: int) -> None:
     record.check()
     if target.numel() == 0:
         return
-    rows = target.numel()
-    tensors, sizes = (target.contiguous(), record.host), (target.dim(), rows, classes, ignore_index)
+    sizes = (target.dim(), target.numel(), classes, ignore_index)
+    programs = ceil_div(target.numel(), LABELS)
     with on_device(target):
-        launch(
-            labels_reported,
-            ceil_div(rows, LABELS),
-            tensors,
-            sizes,
-            {"BLOCK": LABELS, "num_warps": 4},
-        )
+        launch(labels_reported, programs, 4, target.contiguous(), record.host, *sizes, LABELS)

@@ -28,9 +28,9 @@ class View(NamedTuple):
         return self.outer * self.inner
 
     @property
-    def sizes(self) -> tuple[int, int, int, int]:
-        """Rows, classes, inner, stride: what a kernel takes."""
-        return self.rows, self.classes, self.inner, self.stride
+    def sizes(self) -> tuple[int, int, int]:
+        """Classes, inner, stride: what a kernel takes beside the rows."""
+        return self.classes, self.inner, self.stride
 
 
 def units(rows: int, classes: int, inner: int, stride: int) -> tuple[int, int, bool]:

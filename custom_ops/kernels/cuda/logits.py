@@ -1,8 +1,8 @@
-"""The input x as logits z, and the slope dz/dx.
+"""The input as logits z, and the slope z' = ∂z/∂input.
 
-LOGITS = "plain"      z = x                       z' = 1
-LOGITS = "scaled"     z = α x                     z' = α
-LOGITS = "capped"     z = s·tanh(α x / s)         z' = α (1 − (z/s)²)
+LOGITS = "identity"   z = input                   z' = 1
+LOGITS = "scaled"     z = α·input                 z' = α
+LOGITS = "capped"     z = s·tanh(α·input / s)     z' = α (1 − (z/s)²)
 """
 
 import triton
@@ -14,19 +14,19 @@ __all__ = ["chained", "logits"]
 
 
 @triton.jit
-def logits(x, numbers, LOGITS: tl.constexpr, ACC: tl.constexpr):
+def logits(input, numbers, LOGITS: tl.constexpr, ACC: tl.constexpr):
     """Return z."""
     _, _, _, scale, cap = numbers  # scale is α, or α/s under a cap
     if LOGITS == "capped":
-        return scalar(cap, ACC) * tanh(x * scalar(scale, ACC))
+        return scalar(cap, ACC) * tanh(input * scalar(scale, ACC))
     if LOGITS == "scaled":
-        return x * scalar(scale, ACC)
-    return x
+        return input * scalar(scale, ACC)
+    return input
 
 
 @triton.jit
 def chained(d, z, numbers, LOGITS: tl.constexpr, ACC: tl.constexpr):
-    """Return d ⊙ z'(x)."""
+    """Return d ⊙ z'."""
     _, _, _, scale, cap = numbers
     if LOGITS == "capped":
         t = z / scalar(cap, ACC)

@@ -11,7 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from custom_ops.kernels.cuda.arithmetic import divided
-from custom_ops.kernels.cuda.launch import ACCUMULATORS, launch, on_device
+from custom_ops.kernels.cuda.launch import launch, on_device
+from custom_ops.kernels.cuda.parameters import ACCUMULATORS
 from custom_ops.kernels.problem import Problem
 
 __all__ = ["FEW", "mean", "total"]
@@ -84,10 +85,9 @@ def _launch(
     weight: Tensor | None,
     result: Tensor,
     divisor: Tensor | None,
-    *numbers: float,
+    *rest: float,
 ) -> None:
+    block, warps = (LEAST, 4) if loss.numel() <= LEAST else (MOST, 16)
+    tensors, numbers = (loss, target, weight, result, divisor), (loss.numel(), *rest)
     with on_device(loss):
-        tensors = (loss, target, weight, result, divisor)
-        block, warps = (LEAST, 4) if loss.numel() <= LEAST else (MOST, 16)
-        kind = {"ACC": ACCUMULATORS[loss.dtype], "BLOCK": block, "num_warps": warps}
-        launch(reduced, 1, tensors, (loss.numel(), *numbers), kind)
+        launch(reduced, 1, warps, *tensors, *numbers, ACCUMULATORS[loss.dtype], block)

@@ -3,16 +3,17 @@
 import triton
 import triton.language as tl
 
-__all__ = ["cells", "dense", "multiples", "place", "row_starts"]
+__all__ = ["cells", "chunk_cells", "dense", "multiples", "place", "row_starts"]
 
 
 @triton.jit
-def multiples(rows, classes, inner, stride, UNITS: tl.constexpr):
-    """The sizes, said to be multiples of what they are multiples of (`View.units`).
+def multiples(rows, sizes, UNITS: tl.constexpr):
+    """Return (rows, classes, inner, stride), declared multiples of what they are (`layout.units`).
 
     So Triton knows that numbers side by side can be read at once. `rows` is of 64 bits where the
     number of a row needs them.
     """
+    classes, inner, stride = sizes[0], sizes[1], sizes[2]
     UNIT: tl.constexpr = UNITS[0] * UNITS[1]
     if UNITS[2]:
         rows = tl.cast(rows, tl.int64)
@@ -40,6 +41,14 @@ def row_starts(r, inner, stride):
 def cells(r, k, inner, stride):
     """Where the classes k of the rows r lie."""
     return row_starts(r, inner, stride)[:, None] + (k.to(tl.int64) * inner)[None, :]
+
+
+@triton.jit
+def chunk_cells(r, n, chunks, CHUNKS: tl.constexpr):
+    """Where the sums of a row's chunks lie, as [r, chunk], and which of them there are."""
+    j = tl.arange(0, CHUNKS)
+    at = (r.to(tl.int64) * chunks)[:, None] + j[None, :]
+    return at, (r < n)[:, None] & (j < chunks)[None, :]
 
 
 @triton.jit

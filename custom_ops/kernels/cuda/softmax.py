@@ -9,9 +9,10 @@ import triton.language as tl
 from torch import Tensor
 
 from custom_ops.kernels.cuda.arithmetic import finite, vanishing_exp
-from custom_ops.kernels.cuda.launch import ACCUMULATORS, launch, on_device, tile_of
+from custom_ops.kernels.cuda.launch import launch, on_device
 from custom_ops.kernels.cuda.layout import fresh_like, unview, view
-from custom_ops.kernels.cuda.rows import cells, dense, multiples, place
+from custom_ops.kernels.cuda.parameters import tile_of
+from custom_ops.kernels.cuda.rows import cells, chunk_cells, dense, multiples, place
 from custom_ops.kernels.cuda.tiles import tiles
 from custom_ops.kernels.problem import statistics_dtype
 
@@ -27,25 +28,13 @@ def normalised(z, M, S, LOG: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["rows"])
-def softmax_whole(
-    z,
-    y,
-    rows,
-    classes,
-    inner,
-    stride,
-    LOG: tl.constexpr,
-    ACC: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    UNITS: tl.constexpr,
-):
+def softmax_whole(z, y, rows, sizes, LOG: tl.constexpr, KIND: tl.constexpr):
     """Rows that fit in a tile."""
-    rows, classes, inner, stride = multiples(rows, classes, inner, stride, UNITS)
-    r, k, _ = place(rows, 1, ROWS, BLOCK)
+    rows, classes, inner, stride = multiples(rows, sizes, KIND.UNITS)
+    r, k, _ = place(rows, 1, KIND.ROWS, KIND.BLOCK)
     inside = (r < rows)[:, None] & (k < classes)[None, :]
     at = cells(r, k, inner, stride)
-    x = tl.load(z + at, mask=inside, other=float("-inf")).to(ACC)
+    x = tl.load(z + at, mask=inside, other=float("-inf")).to(KIND.ACC)
     M = tl.max(x, 1)
     S = tl.sum(tl.exp(x - M[:, None]), 1)
     to = cells(r, k, inner, dense(classes, inner))
@@ -53,25 +42,13 @@ def softmax_whole(
 
 
 @triton.jit(do_not_specialize=["rows", "chunks"])
-def softmax_partial(
-    z,
-    partials,
-    rows,
-    classes,
-    inner,
-    stride,
-    chunks,
-    ACC: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    UNITS: tl.constexpr,
-):
+def softmax_partial(z, partials, rows, sizes, chunks, KIND: tl.constexpr):
     """max z and Σ exp(z − max) of each chunk: partials[0, r, chunk] and partials[1, r, chunk]."""
-    rows, classes, inner, stride = multiples(rows, classes, inner, stride, UNITS)
-    r, k, chunk = place(rows, chunks, ROWS, BLOCK)
+    rows, classes, inner, stride = multiples(rows, sizes, KIND.UNITS)
+    r, k, chunk = place(rows, chunks, KIND.ROWS, KIND.BLOCK)
     inside = (r < rows)[:, None] & (k < classes)[None, :]
     at = cells(r, k, inner, stride)
-    x = tl.load(z + at, mask=inside, other=float("-inf")).to(ACC)
+    x = tl.load(z + at, mask=inside, other=float("-inf")).to(KIND.ACC)
     m = tl.max(x, 1)
     to = partials + r.to(tl.int64) * chunks + chunk
     tl.store(to, m, mask=r < rows)
@@ -80,35 +57,19 @@ def softmax_partial(
 
 
 @triton.jit(do_not_specialize=["rows", "chunks"])
-def softmax_chunks(
-    z,
-    y,
-    partials,
-    rows,
-    classes,
-    inner,
-    stride,
-    chunks,
-    LOG: tl.constexpr,
-    ACC: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    UNITS: tl.constexpr,
-    CHUNKS: tl.constexpr,
-):
+def softmax_chunks(z, y, partials, rows, sizes, chunks, LOG: tl.constexpr, KIND: tl.constexpr):
     """The results of a chunk, from the sums of all chunks of its row."""
-    rows, classes, inner, stride = multiples(rows, classes, inner, stride, UNITS)
-    r, k, _ = place(rows, chunks, ROWS, BLOCK)
-    j = tl.arange(0, CHUNKS)
-    known = (r < rows)[:, None] & (j < chunks)[None, :]
-    at = partials + (r.to(tl.int64) * chunks)[:, None] + j[None, :]
-    m = tl.load(at, mask=known, other=float("-inf"))
-    s = tl.load(at + tl.cast(rows, tl.int64) * chunks, mask=known, other=0.0)
+    rows, classes, inner, stride = multiples(rows, sizes, KIND.UNITS)
+    r, k, _ = place(rows, chunks, KIND.ROWS, KIND.BLOCK)
+    at, known = chunk_cells(r, rows, chunks, KIND.CHUNKS)
+    m = tl.load(partials + at, mask=known, other=float("-inf"))
+    at += tl.cast(rows, tl.int64) * chunks
+    s = tl.load(partials + at, mask=known, other=0.0)
     M = tl.max(m, 1)
     S = tl.sum(s * vanishing_exp(m - M[:, None]), 1)
     inside = (r < rows)[:, None] & (k < classes)[None, :]
     at = cells(r, k, inner, stride)
-    x = tl.load(z + at, mask=inside, other=float("-inf")).to(ACC)
+    x = tl.load(z + at, mask=inside, other=float("-inf")).to(KIND.ACC)
     to = cells(r, k, inner, dense(classes, inner))
     tl.store(y + to, normalised(x, M, S, LOG), mask=inside)
 
@@ -121,14 +82,15 @@ def softmax(input: Tensor, dim: int, log: bool) -> Tensor:
         return unview(y, dim)
     dtype = statistics_dtype(input.dtype)
     t = tiles(z.classes, z.inner, dtype, tensors=1)
-    kind = {"LOG": log, "ACC": ACCUMULATORS[dtype], **tile_of(z.sizes, t)}
-    programs = t.programs(z.rows)
+    kind, programs = tile_of(z, t, dtype), t.programs(z.rows)
     with on_device(input):
         if t.chunks == 1:
-            launch(softmax_whole, programs, (z.tensor, y.tensor), z.sizes, kind)
+            tensors = (z.tensor, y.tensor)
+            launch(softmax_whole, programs, t.warps, *tensors, z.rows, z.sizes, log, kind)
         else:
             partials = torch.empty(2, z.rows, t.chunks, dtype=dtype, device=input.device)
-            sizes = (*z.sizes, t.chunks)
-            launch(softmax_partial, programs, (z.tensor, partials), sizes, kind)
-            launch(softmax_chunks, programs, (z.tensor, y.tensor, partials), sizes, kind)
+            sizes = (z.rows, z.sizes, t.chunks)
+            launch(softmax_partial, programs, t.warps, z.tensor, partials, *sizes, kind)
+            tensors = (z.tensor, y.tensor, partials)
+            launch(softmax_chunks, programs, t.warps, *tensors, *sizes, log, kind)
     return unview(y, dim)
