@@ -67,10 +67,8 @@ struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
     } else {
       const Found found = cross_entropy(input, target, weight, o);
       loss = found.loss, M = found.M, L = found.L;
-      if (o.stats) {
-        stats = {M + L, found.prediction, found.entropy};
-        ctx->mark_non_differentiable({found.prediction});
-      }
+      // Integers have no gradient; marking them would be refused by compiled autograd.
+      if (o.stats) stats = {M + L, found.prediction, found.entropy};
       if (plan.reduction != Reduction::none) loss = total(loss);
       if (plan.reduction == Reduction::mean) {
         divisor = at::empty({}, loss.options());
