@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -148,8 +149,8 @@ def checked_numbers(
     z_loss: object,
     logit_scale: object,
     softcap: object,
-) -> tuple[float, float, float, float | None]:
-    """Return the four numbers as floats; raise unless every option means something."""
+) -> dict[str, Any]:
+    """Return the four numbers as floats, by name; raise unless every option means something."""
     label_smoothing = as_number("label_smoothing", label_smoothing)
     z_loss = as_number("z_loss", z_loss)
     logit_scale = as_number("logit_scale", logit_scale)
@@ -164,7 +165,12 @@ def checked_numbers(
         raise ArgumentError(f"softcap must be a finite number above 0, or None, got {softcap}")
     if not -math.inf < logit_scale < math.inf:
         raise ArgumentError(f"logit_scale must be a finite number, got {logit_scale}")
-    return label_smoothing, z_loss, logit_scale, softcap
+    return {
+        "label_smoothing": label_smoothing,
+        "z_loss": z_loss,
+        "logit_scale": logit_scale,
+        "softcap": softcap,
+    }
 
 
 def check_normalizer(normalizer: float | Tensor | None, reduction: str) -> None:

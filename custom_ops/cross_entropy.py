@@ -140,12 +140,12 @@ def cross_entropy(
     tensor([0.1269, 0.6931])
     """
     given = (ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale, normalizer)
-    if not return_stats:
-        # Fast path. It accepts only arguments that would pass every check below.
-        loss = node("cross_entropy", input, target, weight, *given, dtype, inplace_backward)
-        if loss is not None:
-            return loss
-    named = dict(zip(GIVEN, given, strict=True)) | {"return_stats": return_stats}
+    # Fast path. It accepts only arguments that would pass every check below.
+    others = (*given, dtype, inplace_backward, return_stats)
+    found = node("cross_entropy", input, target, weight, *others)
+    if found is not None:
+        return (found[0], CrossEntropyStats(*found[1:])) if return_stats else found
+    named: dict[str, Any] = dict(zip(GIVEN, given, strict=True)) | {"return_stats": return_stats}
     if getattr(type(input), "is_lazy", False) and has_torch_function_unary(input):
         tensors = (input, target, weight)
         return handle_torch_function(cross_entropy, (input,), *tensors, **named, dtype=dtype)
@@ -171,7 +171,7 @@ def cross_entropy(
         1 if input.dim() > 1 else 0,
         kernels.statistics_dtype(result_dtype),
         ignore_index,
-        *checked_numbers(reduction, label_smoothing, z_loss, logit_scale, softcap),
+        **checked_numbers(reduction, label_smoothing, z_loss, logit_scale, softcap),
         stats=bool(return_stats),
         inplace=inplace,
     )
@@ -256,13 +256,13 @@ def _input_vjp(problem: Problem, rows: Rows) -> Tensor:
 def _node_vjp(input: Tensor, target: Tensor, weight: Tensor | None, *rest: Any) -> Tensor:
     """The same for the C++ node, whose options come flat.
 
-    g is the upstream gradient of its result: of a row's loss, of their sum, or of that divided.
+    g is the upstream gradient of its loss: of a row's, of their sum, or of that divided.
     """
-    g, M, L, divisor, *flat, inplace = rest
+    g, q, M, L, e, divisor, *flat, inplace = rest
     o = replace(Options.of(*flat), inplace=inplace)
     g = g.to(o.dtype)
     g = (g if divisor is None else g / divisor).expand(L.shape)
-    return _input_vjp(Problem(input, target, weight, o), Rows(g, None, M, L))
+    return _input_vjp(Problem(input, target, weight, o), Rows(g, q, M, L, e))
 
 
 set_vjp("cross_entropy", _node_vjp)

@@ -58,6 +58,8 @@ from custom_ops.surroundings import is_exporting, is_onnx_tracing
 
 __all__ = ["linear_cross_entropy"]
 
+NUMBERS = ("label_smoothing", "z_loss", "softcap", "logit_scale")
+
 
 def linear_cross_entropy(
     input: Tensor,
@@ -102,8 +104,8 @@ def linear_cross_entropy(
         ignore_index: a label whose rows are left out of everything; −100 if None. Not with
             probabilities.
         label_smoothing: ε in [0, 1].
-        options: torch's LinearCrossEntropyOptions, of which the size of a chunk is taken for
-            `block_rows`; the rest chooses between errors that are not made here.
+        options: torch's LinearCrossEntropyOptions. Its chunk size is taken as `block_rows`; its
+            other fields choose between roundings that do not occur here.
         z_loss: λ ≥ 0; adds λ·lse² to the loss of a row.
         softcap: s > 0; caps the logits smoothly to (−s, s).
         logit_scale: α; multiplies W x + b, before the cap.
@@ -134,17 +136,14 @@ def linear_cross_entropy(
     index = chosen_ignore_index(ignore_index, soft)
     check_normalizer(normalizer, reduction)
     rows = check_block_rows(block_rows, options)
+    given = (label_smoothing, z_loss, softcap, logit_scale)
+    numbers: dict[str, Any] = dict(zip(NUMBERS, given, strict=True))
     if sharded.is_sharded(input, linear_weight, target, linear_bias, weight):
+        numbers |= {"reduction": reduction, "ignore_index": ignore_index, "normalizer": normalizer}
         return sharded.linear_cross_entropy(
             linear_cross_entropy,
-            *(input, linear_weight, target, linear_bias, weight),
-            reduction=reduction,
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
-            z_loss=z_loss,
-            softcap=softcap,
-            logit_scale=logit_scale,
-            normalizer=normalizer,
+            (input, linear_weight, target, linear_bias, weight),
+            **numbers,
             dtype=dtype or promoted(*autocast_widened(input, target, weight)),
             block_rows=rows,
             return_stats=return_stats,
@@ -162,38 +161,37 @@ def linear_cross_entropy(
         1,
         statistics_dtype(result_dtype),
         index,
-        *checked_numbers(reduction, label_smoothing, z_loss, logit_scale, softcap),
+        **checked_numbers(reduction, **numbers),
         stats=bool(return_stats),
     )
     positions = rows_shape[1:] if linear_weight.dim() > 2 else ()
     if soft:
-        target = target.flatten(2).movedim(1, -1) if positions else target
-        target = _as_rows(target)
+        target = _as_rows(target.flatten(2).movedim(1, -1) if positions else target)
     else:
         target = checked_labels(target, C, index).reshape(-1)
-    if not soft:
         check_label_weight(input_dtype, weight, result_dtype)
-    if weight is not None:
-        weight = weight.to(o.dtype)
+    weight = None if weight is None else weight.to(o.dtype)
 
-    total = reduction != "none"
-    layers = _layers(_as_rows(input), linear_weight, linear_bias, target, positions)
-    found = [_pass(Layer(*layer, weight, o, Blocks(total, rows=rows))) for layer in layers]
-    columns = list(zip(*found, strict=True))
-    loss, M, L, *stats = (
-        torch.stack(column, -1) if positions and column[0] is not None else column[0]
-        for column in columns
-    )
-    if total:
-        loss = loss.sum() if positions else loss
-        if reduction == "mean":
-            loss = loss / denominator(C, target, weight, o, normalizer)
-    else:
-        loss = loss.reshape(rows_shape)
-    loss = loss.to(result_dtype)
+    blocks = Blocks(reduction != "none", rows=rows)
+    layer = Layer(_as_rows(input), linear_weight, linear_bias, target, weight, o, blocks)
+    loss, M, L, *stats = _of_positions(layer, positions)
+    if reduction == "mean":
+        loss = loss / denominator(C, target, weight, o, normalizer)
+    loss = loss.to(result_dtype) if blocks.total else loss.reshape(rows_shape).to(result_dtype)
     if not return_stats:
         return loss
     return loss, CrossEntropyStats(*(t.reshape(rows_shape) for t in (M + L, *stats)))
+
+
+def _of_positions(layer: Layer, positions: tuple[int, ...]) -> list[Any]:
+    """Return ℓ or Σℓ and the rows' statistics, of all positions together."""
+    columns = list(zip(*(_pass(part) for part in _layers(layer, positions)), strict=True))
+    if not positions:
+        return [column[0] for column in columns]
+    found = [None if column[0] is None else torch.stack(column, -1) for column in columns]
+    if layer.blocks.total and found[0] is not None:
+        found[0] = found[0].sum()
+    return found
 
 
 def _as_rows(x: Tensor) -> Tensor:
@@ -201,22 +199,21 @@ def _as_rows(x: Tensor) -> Tensor:
     return x.unsqueeze(0) if x.dim() == 1 else x.flatten(0, -2)
 
 
-def _layers(
-    x: Tensor, W: Tensor, b: Tensor | None, target: Tensor, positions: tuple[int, ...]
-) -> Iterator[tuple[Tensor, Tensor, Tensor | None, Tensor]]:
-    """Yield x, W, b and the target of every position; of the one there is without positions."""
+def _layers(layer: Layer, positions: tuple[int, ...]) -> Iterator[Layer]:
+    """Yield the layer of every position; of the one there is without positions."""
     if not positions:
-        yield x, W, b, target
+        yield layer
         return
+    x, W, b, target, *_ = layer
     W, b = W.flatten(1, -2), None if b is None else b.flatten(1)
     if W.shape[1] == 0:  # no row of no layer, so that the gradients are zeros of the right shapes
-        yield x[:0], W.sum(1), None if b is None else b.sum(1), target[:0]
+        none = None if b is None else b.sum(1)
+        yield layer._replace(x=x[:0], W=W.sum(1), b=none, target=target[:0])
     for position in range(W.shape[1]):
-        yield (
-            x,
-            W[:, position],
-            None if b is None else b[:, position],
-            target[position :: W.shape[1]],
+        yield layer._replace(
+            W=W[:, position],
+            b=None if b is None else b[:, position],
+            target=target[position :: W.shape[1]],
         )
 
 

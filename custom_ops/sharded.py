@@ -84,11 +84,7 @@ def cross_entropy(
 
 def linear_cross_entropy(
     function: Callable[..., Any],
-    input: Any,
-    linear_weight: Any,
-    target: Any,
-    linear_bias: Any,
-    weight: Any,
+    tensors: tuple[Any, ...],
     *,
     reduction: str,
     ignore_index: int | None,
@@ -96,7 +92,8 @@ def linear_cross_entropy(
     dtype: torch.dtype,
     **others: Any,
 ) -> Any:
-    """Return function(input, linear_weight, target, …), as `cross_entropy` does."""
+    """Return function(*tensors, …), as `cross_entropy` does; the last tensor is the weight."""
+    input, linear_weight, target, linear_bias, weight = tensors
     _expect_sharded("input", input)
     _expect_sharded("linear_weight", linear_weight)
     if linear_weight.dim() > 2:

@@ -1,4 +1,4 @@
-"""Softmax and log-softmax, and the contraction with softmax's Jacobian that both live by.
+"""Softmax and log-softmax, and the contraction with softmax's Jacobian that both use.
 
 With p = softmax(z) and J_ks = ∂p_k/∂z_s = p_k (δ_ks − p_s), for any vector v
 

@@ -81,7 +81,8 @@ PUBLIC = ("cross_entropy.py", "linear_cross_entropy.py", "softmax.py", "modules.
 
 def is_public(path: Path, f: ast.FunctionDef) -> bool:
     """Whether a function's signature is torch's, and not ours to choose."""
-    return path.parent == PACKAGE and path.name in PUBLIC and not f.name.startswith("_")
+    named = f.name == "__init__" or not f.name.startswith("_")
+    return path.parent == PACKAGE and path.name in PUBLIC and named
 
 
 def widest(paths: list[Path], triton: bool) -> str:

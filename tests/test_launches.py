@@ -67,7 +67,16 @@ def addresses(first: list[Launch], again: list[Launch]) -> Iterator[tuple[int, i
 
 
 NAMES = (
-    *("mnist", "a sum", "a loss a row", "one row", "one class", "float64", "bfloat16 in chunks"),
+    *(
+        "mnist",
+        "a sum",
+        "a loss a row",
+        "statistics",
+        "one row",
+        "one class",
+        "float64",
+        "bfloat16 in chunks",
+    ),
     *("probabilities and a weight", "a normalizer", "pixels", "rows apart", "off by a number"),
     *("softmax", "softmax of odd rows", "log-softmax in chunks"),
 )
@@ -94,4 +103,10 @@ def test_the_node_hands_over_what_triton_does(calls, name):
 
 
 def test_every_call_is_looked_at(calls):
-    assert tuple(calls) == NAMES
+    assert tuple(calls) == (*NAMES, "a bad label")
+
+
+def test_a_bad_label_of_an_earlier_call_is_told_before_anything_is_launched(calls):
+    told, launched = calls["a bad label"]
+    assert "out of range" in told
+    assert launched == []

@@ -188,7 +188,7 @@ def through_the_function(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
-@pytest.mark.parametrize("kind", ["labels", "probabilities"])
+@pytest.mark.parametrize("kind", ["labels", "labels of int32", "probabilities"])
 def test_the_node_and_the_function_give_the_same_bits(
     monkeypatch, kind: str, options: dict, reduction: str, dtype: torch.dtype
 ):
@@ -198,7 +198,7 @@ def test_the_node_and_the_function_give_the_same_bits(
         options.pop("dtype", None)
     if reduction != "mean":
         options.pop("normalizer", None)
-    target = LABELS
+    target = LABELS.int() if kind == "labels of int32" else LABELS
     if kind == "probabilities":
         options.pop("ignore_index", None)
         target = torch.rand(6, 9, dtype=dtype)
@@ -223,6 +223,35 @@ def test_the_node_and_the_function_give_the_same_bits(
         assert torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
+@pytest.mark.parametrize("of", ["loss", "lse", "entropy", "all"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["labels", "probabilities"])
+def test_the_node_gives_the_same_statistics_and_their_derivatives(monkeypatch, kind, dtype, of):
+    target = LABELS if kind == "labels" else torch.rand(6, 9, dtype=dtype)
+    x, u = torch.randn(6, 9, dtype=dtype), torch.randn(6, 9, dtype=dtype)
+    ignore = {"ignore_index": 8} if kind == "labels" else {}
+
+    def run() -> tuple[list[Tensor], str]:
+        leaf = x.clone().requires_grad_()
+        loss, stats = cross_entropy(leaf, target, z_loss=0.1, return_stats=True, **ignore)
+        parts = {"loss": loss, "lse": stats.lse.sum(), "entropy": stats.entropy.sum()}
+        total = sum(parts.values()) if of == "all" else parts[of]
+        (once,) = torch.autograd.grad(total, leaf, retain_graph=True)
+        (again,) = torch.autograd.grad(total, leaf, create_graph=True)
+        (second,) = torch.autograd.grad(again, leaf, u)
+        assert not stats.prediction.requires_grad
+        return [loss, *stats, once, again, second], loss.grad_fn.name()
+
+    by_node, name = run()
+    assert "custom_ops::CrossEntropy" in name
+    through_the_function(monkeypatch)
+    by_function, name = run()
+    assert "custom_ops::CrossEntropy" not in name
+    for a, b in zip(by_node, by_function, strict=True):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
+
+
 X, T = torch.randn(3, 5), torch.tensor([0, 4, 1])
 ARGUMENTS = {  # in the node's order
     "input": X,
@@ -237,10 +266,11 @@ ARGUMENTS = {  # in the node's order
     "normalizer": None,
     "dtype": None,
     "inplace_backward": False,
+    "return_stats": False,
 }
 LEFT_TO_PYTHON = [
     *(("input", x) for x in (None, X.tolist(), X.long(), torch.randn(()), torch.randn(0, 5))),
-    *(("target", t) for t in (None, T[:2], T.int(), T.float(), X.double(), X.long())),
+    *(("target", t) for t in (None, T[:2], T.to(torch.uint16), T.float(), X.double(), X.long())),
     *(("weight", w) for w in (1.0, torch.rand(4), torch.rand(5, 1), torch.rand(5).double())),
     *(("ignore_index", i) for i in (None, -100.0, True, 2**70)),
     *(("reduction", r) for r in (None, "average", "Mean", b"mean")),
@@ -250,7 +280,7 @@ LEFT_TO_PYTHON = [
     *(("logit_scale", a) for a in (None, torch.inf, torch.nan, 10**309, torch.tensor(1.0))),
     *(("normalizer", n) for n in (0, -1.0, torch.inf, torch.tensor(3.0))),
     *(("dtype", d) for d in (torch.int64, torch.complex64, "float32", float)),
-    *(("inplace_backward", b) for b in (None, 1, "yes")),
+    *((name, b) for name in ("inplace_backward", "return_stats") for b in (None, 1, "yes")),
 ]
 
 

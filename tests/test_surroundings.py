@@ -199,6 +199,54 @@ def test_torchs_samples_agree(name: str, surrounding: str):
         assert_close(run(s.ours, s.fresh()), s.expected(), equal_nan=True)
 
 
+LABELS = torch.tensor([0, 4, 1, 2])
+
+
+def with_statistics(found: tuple[Tensor, custom_ops.CrossEntropyStats]) -> Tensor:
+    loss, stats = found
+    return loss + (stats.lse * stats.entropy).sum()
+
+
+def statistics_of(z: Tensor) -> Tensor:
+    entropy = torch.special.entr(z.softmax(1)).sum(1)
+    return F.cross_entropy(z, LABELS) + (z.logsumexp(1) * entropy).sum()
+
+
+STATISTICS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[int, ...]]] = {
+    "cross_entropy": (
+        lambda z: with_statistics(custom_ops.cross_entropy(z, LABELS, return_stats=True)),
+        statistics_of,
+        (5,),
+    ),
+    "labels of int32": (
+        lambda z: with_statistics(custom_ops.cross_entropy(z, LABELS.int(), return_stats=True)),
+        statistics_of,
+        (5,),
+    ),
+    "linear_cross_entropy": (
+        lambda x, W: with_statistics(
+            custom_ops.linear_cross_entropy(x, W, LABELS, return_stats=True, block_rows=3)
+        ),
+        lambda x, W: statistics_of(x @ W.t()),
+        (3, 3),
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("surrounding", [*SURROUNDINGS, "compiled autograd"])
+@pytest.mark.parametrize("name", STATISTICS)
+def test_statistics_agree(name: str, surrounding: str):
+    ours, builtin, columns = STATISTICS[name]
+    run = SURROUNDINGS.get(surrounding, compiled_autograd)
+    rows = (4, 5) if len(columns) > 1 else (4,)
+    leaves = tuple(
+        torch.randn(n, c, dtype=torch.double) for n, c in zip(rows, columns, strict=True)
+    )
+    fresh = [tuple(t.clone().requires_grad_() for t in leaves) for _ in range(2)]
+    assert_close(run(ours, fresh[0]), plain(builtin, fresh[1]))
+
+
 @pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("surrounding", SURROUNDINGS)

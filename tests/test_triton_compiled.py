@@ -154,9 +154,9 @@ def step(shape, dtype, weighted=False, labels=torch.int64, options=PLAIN):
     weight = torch.ones(shape[1], dtype=acc) if weighted else None
     flat, call = flattened(acc, options), node.FUNCTIONS
     for reduction in ("sum", "none", "mean"):
-        plan = (*flat, dtype, reduction, 0.0)
-        (loss, M, L, n), _ = call["cross_entropy"](False, x, target, weight, *plan)
-    call["cross_entropy_vjp"](False, x, target, weight, loss, M, L, n, *flat, False)
+        plan = (*flat, reduction == "sum", dtype, reduction, 0.0)
+        (loss, M, L, n, *_), _ = call["cross_entropy"](False, x, target, weight, *plan)
+    call["cross_entropy_vjp"](False, x, target, weight, loss, None, M, L, n, *flat, False)
 
 
 for dtype in (F32, F64, BF16):

@@ -73,6 +73,25 @@ def test_the_node_and_the_function_give_the_same_bits(
         assert torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("of", ["loss", "lse", "both", "entropy"])
+def test_statistics_are_the_functions_and_their_gradients_too(monkeypatch, of, reduction):
+    x, v = torch.randn(6, 9), torch.randn(6)
+
+    def run() -> list[Tensor]:
+        leaf = x.clone().requires_grad_()
+        loss, stats = cross_entropy(leaf, LABELS, return_stats=True, reduction=reduction)
+        assert ("custom_ops::" in loss.grad_fn.name()) == (cpu.library is not None)
+        taken = {"loss": loss, "lse": stats.lse, "entropy": stats.entropy}
+        taken["both"] = loss + stats.lse
+        (d,) = torch.autograd.grad((taken[of] * v).sum(), leaf)
+        return [loss, *stats, d]
+
+    by_node = run()
+    monkeypatch.setattr(cpu, "library", None)
+    assert all(map(torch.equal, by_node, run()))
+
+
 @pytest.mark.parametrize("weight", [None, torch.rand(9) + 0.5])
 def test_rows_that_are_all_ignored(weight):
     leaf = torch.randn(3, 9).requires_grad_()

@@ -1,4 +1,4 @@
-"""The only place that knows a device: what the functions above may ask of it, and who answers.
+"""The only place that knows a device: the protocol of the kernels, and the choice between them.
 
 A kernel computes numbers and trusts its arguments; derivatives are the business of the functions
 that call it. Each device has one door with the same protocol, the functions below: `eager`, plain
@@ -52,7 +52,7 @@ def backend() -> str:
 
 
 def _chosen(*tensors: Tensor | None) -> Any:
-    """Return who answers for these tensors."""
+    """Return the kernels for these tensors."""
     for door in (cpu, cuda):
         if door.takes(*tensors):
             return door.kernels

@@ -20,5 +20,5 @@ def is_plain(t: Tensor, device: str) -> bool:
 
 
 def can_be_read(t: Tensor) -> bool:
-    """Whether Python may ask for a value of `t`: it waits for no device, and nobody traces."""
+    """Whether Python may ask for a value of `t`: no device is waited for, no tracer sees it."""
     return surroundings.is_plain(t, "cpu") and not surroundings.is_watched()

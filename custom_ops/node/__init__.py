@@ -4,12 +4,13 @@ A node does what a Function does, with the same kernels and to the same bits; at
 frames are most of the time. What it takes is an allow-list (`plain.h`, `plan.h`): tensors of
 torch's own class on the CPU, dense and strided, with no transform, mode or forward derivative
 around them; options that are Python's own numbers and in range; only the input differentiated.
-Everything else it declines by returning None, what is wrong with an argument among it, so that the
-checks and their sentences stand in Python alone. Its backward asks the Function's formulas where
-it is to be differentiated or batched.
+It declines everything else by returning None, wrong arguments too, so that the checks and their
+sentences stand in Python alone. A backward that is differentiated or batched uses the Function's
+formulas.
 
-The cross-entropy of a batch on a GPU has a node too, with the Triton kernels behind it
-(`launcher.py`).
+On a GPU the nodes launch the Triton kernels themselves (`launches.h`), as Python launched them for
+an earlier call of the same kind (`launcher.py`). There Σℓ is added up from the sums of the kernel's
+programs and not from the rows, so that it may differ from the Function's in the last bit.
 
 What stands twice, here and in the Functions, is held together by tests/test_native.py, row by row:
 promotion and autocast (`read_dtypes`), the mean's denominator (`mean_rows`), and the bits of loss
@@ -38,7 +39,7 @@ def node(name: str, *args: Any) -> Any:
 
 
 def set_vjp(name: str, vjp: Callable[..., Tensor]) -> None:
-    """Tell the node who answers a backward that is to be differentiated or batched."""
+    """Give the node the function for a backward that is differentiated or batched."""
     if cpu.library is not None:
         cpu.library.set_vjp(name, vjp)
 

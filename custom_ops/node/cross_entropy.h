@@ -13,7 +13,7 @@ acc_t mean_rows(const Plan& plan, const Tensor& input, const Tensor& target,
   if (plan.normalizer != 0) return acc_t(plan.normalizer);
   const int64_t classes = input.size(plan.o.dim);
   if (target.is_floating_point()) return acc_t(double(input.numel()) / double(classes));
-  const Tensor labels = target.contiguous(), w = weight ? weight->contiguous() : Tensor();
+  const Tensor labels = as_labels(target), w = weight ? weight->contiguous() : Tensor();
   const int64_t* t = labels.const_data_ptr<int64_t>();
   if (!weight) {
     return acc_t(std::count_if(t, t + labels.numel(),
@@ -26,7 +26,7 @@ acc_t mean_rows(const Plan& plan, const Tensor& input, const Tensor& target,
   return total(rows.data(), labels.numel());
 }
 
-// What the rows receive: g, or one number for all of them, divided by that of a mean.
+// The upstream gradient of the rows: g itself, or one number for all, divided by that of a mean.
 inline Tensor upstream(const Tensor& g, const Plan& plan, const Tensor& divisor) {
   if (plan.reduction == Reduction::none) return g.to(plan.o.dtype);
   Tensor all = at::empty({}, g.options().dtype(plan.o.dtype));
@@ -45,21 +45,28 @@ inline std::optional<Tensor> given(const Tensor& t) {
 }
 
 struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& target,
-                        const std::optional<Tensor>& weight, const Plan* made) {
+  // The loss, and with stats lse, the prediction and the entropy.
+  static variable_list forward(AutogradContext* ctx, const Tensor& input, const Tensor& target,
+                               const std::optional<Tensor>& weight, const Plan* made) {
     const Plan& plan = *made;
     plan.save(ctx);
-    Tensor loss, M, L, divisor;  // of a mean; the Function saves these as well, in this order
+    ctx->set_materialize_grads(false);
+    Tensor loss, M, L, divisor;  // The Function saves the same tensors, in this order.
+    variable_list stats;
     const Options& o = plan.o;
     if (const Launcher* there = launcher_for(input)) {
       const char* reduction = REDUCTIONS[int(plan.reduction)];
       const auto found = launched(*there, "cross_entropy", plan.key(Launched::cross_entropy),
                                   {input, target, or_none(weight)}, o.dim, o.dtype, o.ignore_index,
-                                  plan.numbers(), plan.result_dtype, reduction, plan.normalizer);
+                                  plan.numbers(), o.stats, plan.result_dtype, reduction,
+                                  plan.normalizer);
       loss = found[0], M = found[1], L = found[2], divisor = found[3];
+      if (o.stats) stats = {M + L, found[4], found[5]};
     } else {
       const Found found = cross_entropy(input, target, weight, o);
       loss = found.loss, M = found.M, L = found.L;
+      // Integers have no gradient; marking them would be refused by compiled autograd.
+      if (o.stats) stats = {M + L, found.prediction, found.entropy};
       if (plan.reduction != Reduction::none) loss = total(loss);
       if (plan.reduction == Reduction::mean) {
         divisor = at::empty({}, loss.options());
@@ -73,38 +80,41 @@ struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
       loss = loss.to(plan.result_dtype);
     }
     ctx->save_for_backward({input, target, or_none(weight), M, L, divisor});
-    return loss;
+    stats.insert(stats.begin(), loss);
+    return stats;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
     const auto saved = ctx->get_saved_variables();
-    const Tensor &g = gradients[0], &input = saved[0], &target = saved[1], &M = saved[3],
-                 &L = saved[4], &divisor = saved[5];
+    const Tensor &input = saved[0], &target = saved[1], &M = saved[3], &L = saved[4],
+                 &divisor = saved[5];
     const std::optional<Tensor> weight = given(saved[2]), rows = given(divisor);
     const Plan plan = Plan::saved(ctx);
     const Launcher* there = launcher_for(input);
     const Options& o = plan.o;
-    Tensor dx;
+    Tensor g = gradients[0], q, e, dx;
+    if (o.stats) q = gradients[1], e = gradients[3];
+    if (!g.defined() && (q.defined() || e.defined())) g = at::zeros({}, M.options());
     if (!g.defined()) {
-    } else if (!plain_backward(g)) {
+    } else if (e.defined() || !plain_backward(g) || (q.defined() && !plain_backward(q))) {
       py::gil_scoped_acquire gil;
-      dx = python_vjp("cross_entropy", input, target, weight, g, M, L, rows, o.dim, o.dtype,
-                      o.ignore_index, plan.numbers(), o.inplace);
+      dx = python_vjp("cross_entropy", input, target, weight, g, given(q), M, L, given(e), rows,
+                      o.dim, o.dtype, o.ignore_index, plan.numbers(), o.inplace);
     } else if (there) {
       const auto found = launched(*there, "cross_entropy_vjp", plan.key(Launched::vjp),
-                                  {input, target, saved[2], g, M, L, divisor}, o.dim, o.dtype,
+                                  {input, target, saved[2], g, q, M, L, divisor}, o.dim, o.dtype,
                                   o.ignore_index, plan.numbers(), o.inplace);
       dx = o.inplace ? input.detach() : found[0];
       if (o.inplace) dx.unsafeGetTensorImpl()->bump_version();
     } else {
-      const Rows upstream_rows(upstream(g, plan, divisor), std::nullopt, M, L);
+      const Rows upstream_rows(upstream(g, plan, divisor), given(q), M, L);
       dx = cross_entropy_vjp(input, target, weight, upstream_rows, o);
     }
     return {dx, Tensor(), Tensor(), Tensor()};
   }
 };
 
-// The loss, or None where Python is to look at the arguments and the Function is to answer.
+// The loss, with stats a list that begins with it, or None to decline.
 inline py::object cross_entropy_node(py::handle input, py::handle target, py::handle weight,
                                      const py::args& options) {
   if (!plain(input) || !plain(target) || !(weight.is_none() || plain(weight)) ||
@@ -119,12 +129,12 @@ inline py::object cross_entropy_node(py::handle input, py::handle target, py::ha
   const auto plan = plan_of(x, t, w, Given(options));
   if (!plan) return py::none();
   if (w) w = w->to(plan->o.dtype);
-  Tensor loss;
+  variable_list found;
   {
     py::gil_scoped_release no_gil;
-    loss = CrossEntropy::apply(x, t, w, &*plan);
+    found = CrossEntropy::apply(x, t, w, &*plan);
   }
-  return py::cast(loss);
+  return plan->o.stats ? py::cast(found) : py::cast(found[0]);
 }
 
 }  // namespace custom_ops

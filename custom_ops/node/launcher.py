@@ -24,24 +24,25 @@ __all__ = ["FUNCTIONS"]
 Results = tuple[Tensor | None, ...]
 
 
-def _cross_entropy(
-    input: Tensor, target: Tensor, weight: Tensor | None, *plan: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Return the loss, M, L and what a mean was divided by; a normalizer of 0 is none."""
+def _cross_entropy(input: Tensor, target: Tensor, weight: Tensor | None, *plan: Any) -> Results:
+    """Return the loss, M, L, what a mean was divided by, and the statistics that are wanted."""
     *flat, result_dtype, reduction, normalizer = plan
     problem = Problem(input, target, weight, Options.of(*flat))
     if reduction == "none":
-        return *cross_entropy(problem, result_dtype)[:3], None
-    mean = reduction == "mean"
-    if mean and problem.soft:
-        normalizer = normalizer or input.numel() / problem.classes
-    return reduced(problem, mean, normalizer, result_dtype)
+        found, n = cross_entropy(problem, result_dtype), None
+    else:
+        mean = reduction == "mean"
+        if mean and problem.soft:
+            normalizer = normalizer or input.numel() / problem.classes
+        found, n = reduced(problem, mean, normalizer, result_dtype)
+    loss, M, L, *stats = found
+    return loss, M, L, n, *stats
 
 
 def _cross_entropy_vjp(input: Tensor, target: Tensor, weight: Tensor | None, *rest: Any) -> Results:
     """Return dz for the upstream gradient g of the loss; or write it over the input."""
-    g, M, L, divisor, *flat, inplace = rest
-    problem, rows = Problem(input, target, weight, Options.of(*flat)), Rows(g, None, M, L)
+    g, q, M, L, divisor, *flat, inplace = rest
+    problem, rows = Problem(input, target, weight, Options.of(*flat)), Rows(g, q, M, L)
     if not inplace:
         return (gradient.cross_entropy_vjp(problem, rows, divisor),)
     gradient.cross_entropy_vjp_(problem._replace(input=input.detach()), rows, divisor)
@@ -64,7 +65,7 @@ def _recording(function: Callable[..., Results], tensors: int) -> Callable[..., 
 #: By the names that the node calls them by.
 FUNCTIONS = {
     "cross_entropy": _recording(_cross_entropy, 3),
-    "cross_entropy_vjp": _recording(_cross_entropy_vjp, 7),
+    "cross_entropy_vjp": _recording(_cross_entropy_vjp, 8),
     "softmax": _recording(lambda z, dim, log: (softmax(z, dim, log),), 1),
     "contract": _recording(lambda p, v, dim: (contract.contract(p, v, dim),), 2),
     "log_softmax_vjp": _recording(lambda y, v, dim: (contract.log_softmax_vjp(y, v, dim),), 2),

@@ -1,4 +1,4 @@
-// What a node takes: the plain case. Everything else is declined, and the Python Functions answer.
+// What a node takes. It declines everything else, and then the Python Functions are applied.
 #pragma once
 
 #include <ATen/PythonTorchFunctionTLS.h>
@@ -32,7 +32,7 @@ inline const Launcher* launcher_for(const Tensor& t) {
   return found == launchers().end() ? nullptr : &found->second;
 }
 
-// Whether t is a dense strided tensor that nothing but autograd's reverse mode looks at.
+// Whether t is a dense strided tensor, seen by autograd's reverse mode at most.
 inline bool plain(const Tensor& t) {
   static const c10::DispatchKeySet known({
       c10::DispatchKey::CPU,
@@ -47,7 +47,7 @@ inline bool plain(const Tensor& t) {
       !(t.key_set().raw_repr() & ~known.raw_repr()) && !t._fw_grad(0).defined();
 }
 
-// Whether the thread is as it is without any mode, transform or tracer; autocast may be on.
+// Whether no mode, transform or tracer is active in this thread. Autocast may be on.
 inline bool surroundings_plain() {
   static const auto known = c10::autocast_dispatch_keyset |
       c10::DispatchKeySet({c10::DispatchKey::BackendSelect, c10::DispatchKey::ADInplaceOrView});
@@ -64,14 +64,15 @@ inline bool differentiable(const Tensor& t) {
   return torch::autograd::GradMode::is_enabled() && t.requires_grad();
 }
 
-// Whether the backward is one that the kernels can do: not itself differentiated, nor batched.
+// Whether the kernels can compute this backward: it is neither differentiated itself nor batched.
 inline bool plain_backward(const Tensor& g) {
   return !torch::autograd::GradMode::is_enabled() && plain(g) && surroundings_plain();
 }
 
-// The Python functions that answer a node's backward where it is to be differentiated or batched.
+// The Python functions for a backward that is differentiated or batched.
 inline std::map<std::string, py::object>& vjps() {
-  static auto* kept = new std::map<std::string, py::object>;  // never destroyed: nor would Python
+  // never destroyed: Python may be gone by then
+  static auto* kept = new std::map<std::string, py::object>;
   return *kept;
 }
 

@@ -1,4 +1,4 @@
-// A cross-entropy but for its tensors, and from which arguments it is made.
+// A cross-entropy without its tensors, and how it is read from the arguments of the call.
 #pragma once
 
 #include <ATen/autocast_mode.h>
@@ -36,7 +36,7 @@ struct Plan {
   }
 
   std::vector<int64_t> integers() const {
-    return {o.dim,     int64_t(o.dtype),      o.ignore_index,
+    return {o.dim,     int64_t(o.dtype),      o.ignore_index,     o.stats,
             o.inplace, int64_t(result_dtype), int64_t(reduction)};
   }
 
@@ -50,8 +50,8 @@ struct Plan {
   static Plan saved(AutogradContext* ctx) {
     const auto i = ctx->saved_data["integers"].toIntVector();
     const auto x = ctx->saved_data["numbers"].toDoubleVector();
-    const Options o{i[0], c10::ScalarType(i[1]), i[2], x[0], x[1], x[2], x[3], false, i[3] != 0};
-    return {o, c10::ScalarType(i[4]), Reduction(i[5]), ctx->saved_data["normalizer"].toDouble()};
+    const Options o{i[0], c10::ScalarType(i[1]), i[2], x[0], x[1], x[2], x[3], i[3] != 0, i[4] != 0};
+    return {o, c10::ScalarType(i[5]), Reduction(i[6]), ctx->saved_data["normalizer"].toDouble()};
   }
 };
 
@@ -66,17 +66,18 @@ inline bool read_number(py::handle value, double least, double& number) {
   return std::isfinite(number) && number >= least;
 }
 
-// What follows the tensors in the call of a cross-entropy, as Python gives it.
+// The arguments that follow the tensors, as Python passes them.
 struct Given {
   py::handle ignore_index, reduction, label_smoothing, z_loss, softcap, logit_scale, normalizer,
-      dtype, inplace;
+      dtype, inplace, stats;
 
   explicit Given(const py::args& a)
       : ignore_index(a[0]), reduction(a[1]), label_smoothing(a[2]), z_loss(a[3]), softcap(a[4]),
-        logit_scale(a[5]), normalizer(a[6]), dtype(a[7]), inplace(a[8]) {}
+        logit_scale(a[5]), normalizer(a[6]), dtype(a[7]), inplace(a[8]), stats(a[9]) {}
 };
 
-// Reads the numbers and the reduction; false where one is not Python's own, or is out of range.
+// Reads the numbers and the reduction. False if one is not of Python's own type, or is out of
+// range.
 inline bool read_options(const Given& given, Plan& plan) {
   Options& o = plan.o;
   int overflow = 0;
@@ -102,13 +103,19 @@ inline bool read_options(const Given& given, Plan& plan) {
 
 inline bool is_half_type(c10::ScalarType t) { return t == c10::kBFloat16 || t == c10::kHalf; }
 
-// Reads the dtypes; `type` is that which the logits count as.
+// Of the integer types, those that int64 holds.
+inline bool is_label(c10::ScalarType t) {
+  return c10::isIntegralType(t, false) && !c10::isBarebonesUnsignedType(t);
+}
+
+// Reads the dtypes. `type` is that of the logits after autocast.
 inline bool read_dtypes(const Given& given, const Tensor& x, c10::ScalarType type, Plan& plan) {
   if (!given.dtype.is_none() && !THPDtype_Check(given.dtype.ptr())) return false;
   const auto result = plan.result_dtype =
       given.dtype.is_none() ? type : reinterpret_cast<THPDtype*>(given.dtype.ptr())->scalar_type;
   const auto dtype = plan.o.dtype = result == c10::kDouble ? c10::kDouble : c10::kFloat;
-  const auto is_read = x.scalar_type() == dtype || (dtype == c10::kFloat && is_half_type(x.scalar_type()));
+  const auto of_x = x.scalar_type();
+  const bool is_read = of_x == dtype || (dtype == c10::kFloat && is_half_type(of_x));
   return is_read && (result == c10::kFloat || result == c10::kDouble || is_half_type(result));
 }
 
@@ -117,7 +124,7 @@ inline bool fit(const Tensor& x, const Tensor& target, const std::optional<Tenso
                 c10::ScalarType type, const Plan& plan) {
   if (target.sizes() == x.sizes()) {
     if (target.scalar_type() != type || plan.o.ignore_index >= 0) return false;
-  } else if (target.scalar_type() != c10::kLong ||
+  } else if (!is_label(target.scalar_type()) ||
              target.sizes() != c10::IntArrayRef(row_sizes(x, plan.o.dim))) {
     return false;
   }
@@ -126,12 +133,11 @@ inline bool fit(const Tensor& x, const Tensor& target, const std::optional<Tenso
        (weight->scalar_type() == type || weight->scalar_type() == plan.result_dtype));
 }
 
-// The plan for arguments that are all as they should be; none where a second look is needed, at
-// what is wrong or at what is rare.
+// The plan, or none if an argument is wrong or rare: then Python's checks decide.
 inline std::optional<Plan> plan_of(const Tensor& x, const Tensor& target,
                                    const std::optional<Tensor>& weight, const Given& given) {
   Plan plan;
-  // autocast widens the half types
+  // Autocast widens the half types.
   const bool widened =
       is_half_type(x.scalar_type()) && at::autocast::is_autocast_enabled(x.device().type());
   const auto type = widened ? c10::kFloat : x.scalar_type();
@@ -139,7 +145,8 @@ inline std::optional<Plan> plan_of(const Tensor& x, const Tensor& target,
   if (x.dim() == 0 || x.numel() == 0) return {};
   plan.o.dim = x.dim() > 1 ? 1 : 0;
   if (!fit(x, target, weight, type, plan)) return {};
-  if (!PyBool_Check(given.inplace.ptr())) return {};
+  if (!PyBool_Check(given.inplace.ptr()) || !PyBool_Check(given.stats.ptr())) return {};
+  plan.o.stats = given.stats.ptr() == Py_True;
   plan.o.inplace = given.inplace.ptr() == Py_True;
   const bool own_memory = x.is_contiguous() && !x.is_view();
   if (plan.o.inplace && (!own_memory || (differentiable(x) && x.is_leaf()))) return {};

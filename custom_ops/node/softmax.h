@@ -40,7 +40,7 @@ struct Softmax : torch::autograd::Function<Softmax<log>> {
   }
 };
 
-// The result, or None where the Python Function is to answer.
+// The result, or None to decline.
 template <bool log>
 py::object softmax_node(py::handle input, int64_t dim) {
   if (!plain(input) || !surroundings_plain()) return py::none();

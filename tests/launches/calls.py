@@ -23,6 +23,7 @@ triton.runtime.driver.set_active(driver)
 from custom_ops import cross_entropy, log_softmax, softmax  # noqa: E402
 from custom_ops.kernels import cpu  # noqa: E402
 from custom_ops.kernels.cuda import cross_entropy as kernels  # noqa: E402
+from custom_ops.kernels.cuda.record import READY, record_of  # noqa: E402
 from custom_ops.node.launcher import FUNCTIONS  # noqa: E402
 
 cpu.library.set_launcher("cpu", FUNCTIONS)
@@ -49,6 +50,7 @@ CALLS = {
         lambda: (rows(128, 10, BF16), labels(128)),
         {"reduction": "none"},
     ),
+    "statistics": (cross_entropy, lambda: (rows(9, 70), labels(9)), {"return_stats": True}),
     "one row": (cross_entropy, lambda: (rows(1, 10), labels(1)), {}),
     "one class": (cross_entropy, lambda: (rows(5, 1), labels(5)), {}),
     "float64": (cross_entropy, lambda: (rows(33, 7, F64), labels(33)), ALL),
@@ -83,6 +85,7 @@ def launches() -> list[str]:
 def run(name: str, tensors: tuple[Tensor, ...]) -> dict:
     op, _, options = CALLS[name]
     result = op(*tensors, **options)
+    result = result[0] if "return_stats" in options else result
     g = torch.ones_like(result)
     (d,) = torch.autograd.grad(result, tensors[0], g)
     addresses = [t.data_ptr() for t in (*tensors, g, result, d)]
@@ -94,3 +97,12 @@ for name in sys.argv[1:] or CALLS:
     first = make()
     runs = [run(name, tensors) for tensors in (first, first, make())]
     print(json.dumps({"name": name, "runs": runs}), flush=True)
+
+
+record_of(labels(1)).memory.host[READY] = 1
+try:
+    cross_entropy(*CALLS["mnist"][1]())
+    told = ""
+except IndexError as error:
+    told = str(error)
+print(json.dumps({"name": "a bad label", "runs": [told, launches()]}))

@@ -1,11 +1,11 @@
-// The two ways of going over (outer, classes, inner), and who goes where in parallel.
+// The two ways of going over (outer, classes, inner), and how the work is shared by threads.
 //
 //   a row     the classes lie side by side: vectors along the classes, one row after the other
 //   a block   up to BLOCK rows at once, vectors across the rows, one class after the other: where
 //             `inner` separates the classes, and where the classes are too few to fill vectors
 //
-// Which way, and where blocks begin, depends on the shape alone, and no row's numbers meet those of
-// another: the answer is the same for any number of threads.
+// The way and the blocks depend on the shape alone, and no row is added to another. So the result
+// is the same for any number of threads.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -63,15 +63,15 @@ void each_run(int64_t classes, F f) {
   for (int64_t first = 0; first < classes; first += RUN) f(first, std::min(RUN, classes - first));
 }
 
-// A run of a block's classes, side by side in the first-level cache: where `inner` is a power of
-// two, the rows of different classes would take each other's places there.
+// A run of a block's classes, copied side by side. If `inner` is a power of two, the rows of
+// different classes share cache sets in the tensor, and would evict each other.
 template <typename acc_t>
 class Tile {
  public:
   Tile(const Source<acc_t>& source, const View& x, const Block& b)
       : source_(source), x_(x), b_(b), base_(b.outer * x.stride + b.column) {}
 
-  // Reads the run, unless it is there: a block of one run is read once.
+  // Reads the run. A block of one run is read once and then kept.
   acc_t* read(int64_t first, int64_t count) {
     if (first == first_) return values_;
     first_ = first;
@@ -81,7 +81,7 @@ class Tile {
     }
     for (int64_t k = 0; k < count; ++k) {
       const int64_t at = base_ + (first + k) * x_.inner;
-      // the processor does not foresee the step to the next class
+      // The hardware prefetcher does not recognise the step to the next class.
       for (int64_t i = 0; i < b_.n; i += LINE) source_.prefetch(at + AHEAD * x_.inner + i);
       const acc_t* slice = source_.load(at, b_.n, values_ + k * b_.n);
       if (slice != values_ + k * b_.n) std::copy_n(slice, b_.n, values_ + k * b_.n);

@@ -1,5 +1,5 @@
-// What the registered operators ask of their arguments before anything is read: a saved graph may be
-// run with other tensors than it was traced with.
+// Checks of the registered operators, made before anything is read. A saved graph may be run with
+// other tensors than it was traced with.
 #pragma once
 
 #include <ATen/WrapDimUtils.h>
@@ -23,7 +23,8 @@ inline void check_type(const char* name, const Tensor& t) {
   const auto type = t.scalar_type();
   TORCH_CHECK_NOT_IMPLEMENTED(
       type == c10::kFloat || type == c10::kDouble || type == c10::kBFloat16 || type == c10::kHalf,
-      name, " must be of a floating-point type (float64, float32, bfloat16 or float16), got ", type);
+      name, " must be of a floating-point type (float64, float32, bfloat16 or float16), got ",
+      type);
 }
 
 inline void check_like(const char* name, const Tensor& t, c10::IntArrayRef sizes,

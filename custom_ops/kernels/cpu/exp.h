@@ -1,5 +1,5 @@
-// exp: most of the arithmetic of every kernel, so it is written out here, where the compiler can
-// keep it in the loop; at::vec would call a library.
+// exp is most of the arithmetic of every kernel. It is written out here so that the compiler
+// inlines it; at::vec would call a library.
 #pragma once
 
 #include <ATen/cpu/vec/vec.h>
@@ -36,9 +36,9 @@ inline INLINE VECTOR scaled(VECTOR q, VECTOR n) {
 }
 #endif
 
-// exp(x) of numbers that lie in memory as T: for float to within one unit in the last place. For the
-// half types, which round by 2⁻⁹ or 2⁻¹², the relative error is up to 1.7e-7 + 1.3e-8·|x|: the second
-// term is that of 1/ln 2 in float, as if all logits were larger by that factor.
+// exp(x) of numbers that lie in memory as T: for float to within one unit in the last place. For
+// the half types, which round by 2⁻⁹ or 2⁻¹², the relative error is up to 1.7e-7 + 1.3e-8·|x|. The
+// second term comes from the rounding of 1/ln 2 to float.
 //
 // With n = round(x / ln 2), for float (Cody and Waite, 1980: ln 2 is subtracted in two parts, of
 // which the first times n is exact, so |r| ≤ ln 2 / 2)
@@ -49,9 +49,9 @@ inline INLINE VECTOR scaled(VECTOR q, VECTOR n) {
 //
 //     exp(x) = 2ⁿ 2^f         2^f ≈ 1 + d₁ f + d₂ f² + d₃ f³ + d₄ f⁴ + d₅ f⁵
 //
-// the relative minimax fits with the value 1 at 0, off by 3.1e-9 and 9.4e-8 at most. Below −104 the
-// result is 0, and x, which may be −∞, is kept from there. NaN stays NaN: max returns its second
-// argument then. x is a logarithm of at most 1 everywhere here; above 88, exp need not be right.
+// the relative minimax fits with the value 1 at 0, off by 3.1e-9 and 9.4e-8 at most. x is clamped
+// at −104, where the result is 0, as it may be −∞. NaN stays NaN, because max then returns its
+// second argument. All callers pass x ≤ 0, up to rounding; above 88 the result is not specified.
 template <typename T>
 inline INLINE Vec<acc_of<T>> exp(Vec<acc_of<T>> input) {
 #ifdef CUSTOM_OPS_EXP

@@ -1,13 +1,13 @@
-// The second derivative of a row's cross-entropy along a direction u, in the place of what it is
-// made of: the gradient takes that of the logits, the change of the gradient that of u.
+// The second derivative of a row's cross-entropy along a direction u, in place: dz is written over
+// the logits, and its change along u over u.
 //
 //     dz = a·p − g·ỹ                               a = g·c + q,  c = m + 2λ·lse
-//     r  = ∂⟨u, dz⟩/∂z = a·J u + 2λ·g·⟨p, u⟩·p     J u = p ⊙ (u − ⟨p, u⟩)
+//     H u = ∂⟨u, dz⟩/∂z = a·J u + 2λ·g·⟨p, u⟩·p    J u = p ⊙ (u − ⟨p, u⟩)
 //
 // and ∂⟨u, dz⟩/∂g = c·⟨p, u⟩ − ⟨ỹ, u⟩, ∂⟨u, dz⟩/∂q = ⟨p, u⟩. For logits without cap and scale.
 #pragma once
 
-#include "cross_entropy.h"
+#include "backward.h"
 
 namespace custom_ops {
 
@@ -35,7 +35,7 @@ void hessian_row(const Problem<acc_t>& problem, const Upstream<acc_t>& up, acc_t
   const acc_t c = row_mass(problem, label, mean_weight, r) + acc_t(2 * problem.o.z_loss) * lse;
   const acc_t a = problem.soft() || label.counts ? g * c + up.q[r] : acc_t(NAN);
   const Vec<acc_t> M(up.max[r]), L(up.log_sum[r]);
-  const auto each_run = [&](auto f) {  // of p, u and ỹ without what the label names
+  const auto each_run = [&](auto f) {  // p, u, and ỹ without the label's own share
     for (int64_t from = 0; from < classes; from += CHUNK) {
       const int64_t n = std::min(CHUNK, classes - from);
       const acc_t* z = logits.load(first + from, n, z_buffer);

@@ -46,8 +46,8 @@ inline View view_like(const View& x, const at::Tensor& y, int64_t dim) {
   return {same.contiguous(), x.outer, x.classes, x.inner, x.classes * x.inner, x.classes_last};
 }
 
-// Asks for huge pages before the first touch. Where the system gives them on demand, a large fresh
-// tensor costs a fifth of the page faults; elsewhere nothing changes.
+// Asks for huge pages before the first touch. With them, the page faults of a large fresh tensor
+// take a fifth of the time. Nothing changes where the system does not give them on demand.
 inline void advise_huge_pages(const at::Tensor& fresh) {
 #ifdef __linux__
   constexpr std::uintptr_t page = 2 << 20;

@@ -1,6 +1,5 @@
-// The kernels as functions of tensors. They trust their arguments but for one thing: no label is
-// read through before it is known to be a class. What a saved graph or anybody may call checks its
-// arguments first (`check.h`).
+// The kernels as functions of tensors. They trust their arguments, except that every label is
+// checked before it is used as an index. The registered operators check the rest first (`check.h`).
 #pragma once
 
 #include <ATen/ops/empty.h>
@@ -12,13 +11,14 @@
 #include <tuple>
 
 #include "check.h"
-#include "cross_entropy.h"
+#include "backward.h"
+#include "forward.h"
 #include "hessian.h"
 #include "softmax.h"
 
 namespace custom_ops {
 
-// Calls f with a number of the type that the input's numbers lie in memory as.
+// Calls f with a number of the type in which the input is stored.
 template <typename F>
 void dispatch_storage(c10::ScalarType type, F f) {
   switch (type) {
@@ -63,7 +63,7 @@ Tensor mapped(const Tensor& p, const Tensor& v, int64_t dim) {
   return unview(out, dim);
 }
 
-// Σ x in double, in an order that depends on nothing but the length.
+// Σ x in double. The order of the additions depends on the length alone.
 template <typename acc_t>
 acc_t total(const acc_t* x, int64_t n) {
   double lanes[8] = {};
@@ -106,6 +106,8 @@ inline void check_labels(const Tensor& labels, int64_t classes, int64_t ignore_i
   }
 }
 
+inline Tensor as_labels(const Tensor& target) { return target.to(c10::kLong).contiguous(); }
+
 // A cross-entropy, in the layouts in which the kernels read it.
 struct Inputs {
   View x;
@@ -116,7 +118,7 @@ struct Inputs {
          const Options& o)
       : x(view(input, o.dim)), o(o) {
     target =
-        target_.is_floating_point() ? view_like(x, target_, o.dim).tensor : target_.contiguous();
+        target_.is_floating_point() ? view_like(x, target_, o.dim).tensor : as_labels(target_);
     if (weight_) weight = weight_->contiguous();
   }
 
@@ -137,7 +139,8 @@ struct Found {
   Tensor loss, M, L, prediction, entropy;
 };
 
-// `input` is of the options' dtype or of a half type, labels are int64, the weights of that dtype.
+// `input` is of the options' dtype or of a half type, labels of any integer type that int64 holds,
+// the weights of that dtype.
 inline Found cross_entropy(const Tensor& input, const Tensor& target,
                            const std::optional<Tensor>& weight, const Options& o) {
   const Inputs in(input, target, weight, o);
@@ -167,7 +170,8 @@ inline Found cross_entropy(const Tensor& input, const Tensor& target,
   return found;
 }
 
-// What a backward is given, one a row; g also one for all, as a sum over the rows hands it on.
+// What a backward is given, one number a row. g may be one number for all rows, as the backward of
+// a sum expands it.
 struct Rows {
   bool one;
   Tensor g, q, M, L;
@@ -188,7 +192,7 @@ struct Rows {
   }
 };
 
-// z' ⊙ (a·p − g·ỹ), in fresh memory or in that of the input, whose version is raised then.
+// z' ⊙ (a·p − g·ỹ), in fresh memory or over the input. Then the input's version is raised.
 inline Tensor cross_entropy_vjp(const Tensor& logits, const Tensor& target,
                                 const std::optional<Tensor>& weight, const Rows& rows,
                                 const Options& o) {
@@ -210,8 +214,8 @@ inline Tensor cross_entropy_vjp(const Tensor& logits, const Tensor& target,
   return input;
 }
 
-// The gradient in the place of z and its change along u in that of u, both (rows, classes) and
-// contiguous; returns the gradients that u gives to g and q.
+// Writes dz over z and its change along u over u, both (rows, classes) and contiguous. Returns
+// ∂⟨u, dz⟩/∂g and ∂⟨u, dz⟩/∂q.
 inline std::tuple<Tensor, Tensor> cross_entropy_hvp(const Tensor& z, const Tensor& target,
                                                     const std::optional<Tensor>& weight,
                                                     const Tensor& u, const Rows& rows,

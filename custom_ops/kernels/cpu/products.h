@@ -1,5 +1,5 @@
-// sum += dzᵀ x with bfloat16 numbers and float32 sums: what the gradient of the last layer's weight
-// is added up with. torch's product of bfloat16 matrices rounds each block's share to bfloat16.
+// sum += dzᵀ x with bfloat16 factors and float32 sums, for the gradient of the last layer's weight.
+// torch's product of bfloat16 matrices would round the share of each block to bfloat16.
 //
 // vdpbf16ps multiplies pairs of rows: a lane holds two numbers of one column, one below the other,
 // and both products go to the lane's float32. So x and dz are packed in pairs of rows; an odd last

@@ -6,8 +6,8 @@
 
 namespace custom_ops {
 
-// M and Σ exp(z − M) of a row that comes in runs: a run that raises M rescales what came before. A
-// NaN may leave no trace in M; it does in the sum.
+// M and Σ exp(z − M) of a row that comes in runs. A run that raises M rescales the sum so far. A
+// NaN may be missed by M, and always makes the sum NaN.
 template <typename T>
 struct RowStatistics {
   using acc_t = acc_of<T>;
@@ -15,8 +15,8 @@ struct RowStatistics {
   double sum = 0;
 
   // Adds the run z(i, count), i < n, and returns the largest of it; `kept`, if given, receives its
-  // exponentials relative to that. ahead(i) is called beside the arithmetic of vector i, to ask for
-  // the run that follows: the first look at a run waits for memory, and this one does not.
+  // exponentials relative to that. ahead(i) is called with vector i, to
+  // prefetch the run that follows.
   template <typename Get, typename Ahead>
   acc_t add(int64_t n, Get z, Ahead ahead, acc_t* kept = nullptr) {
     const acc_t m = largest<acc_t>(n, z);

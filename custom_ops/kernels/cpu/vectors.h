@@ -17,9 +17,9 @@
 
 namespace custom_ops {
 
-// On what is done to every vector, and on the loops around it: the compiler would call it where it
-// is long. Then what a lambda captures is copied to the stack in pieces and read back whole, which
-// waits until the stores before it have left for memory.
+// For everything that is done to each vector, and for the loops around it. Otherwise the compiler
+// calls a long lambda: its captures go through the stack, and reading them back stalls on the
+// stores.
 #define INLINE __attribute__((always_inline))
 
 template <typename T>
@@ -32,7 +32,7 @@ using acc_of = std::conditional_t<std::is_same_v<T, double>, double, float>;
 template <typename T>
 constexpr bool is_half = !std::is_same_v<T, acc_of<T>>;
 
-// Elements of one step along the classes: a few such runs fit in the first-level cache together.
+// Elements of one step along the classes. A few such runs fit in the first-level cache.
 constexpr int64_t CHUNK = 2048;
 
 template <typename T>
@@ -109,7 +109,8 @@ inline INLINE T sum(int64_t n, Term term) {
   return reduce<T>(n, T(0), term, [](Vec<T> a, Vec<T> b) { return a + b; });
 }
 
-// The larger of a and b; where one is NaN, either. A third of the work of a maximum that keeps NaN.
+// The larger of a and b, or either if one is NaN. One instruction; a maximum that keeps NaN takes
+// three.
 template <typename T>
 inline Vec<T> larger(Vec<T> a, Vec<T> b) {
 #if defined(CPU_CAPABILITY_AVX512)
@@ -122,7 +123,7 @@ inline Vec<T> larger(Vec<T> a, Vec<T> b) {
   return at::vec::maximum(a, b);
 }
 
-// The largest of z(i, count) but for NaN, which may be passed over.
+// The largest of z(i, count). NaN may be passed over.
 template <typename T, typename Get>
 inline INLINE T largest(int64_t n, Get z) {
   return reduce<T>(n, -INF<T>, z, [](Vec<T> a, Vec<T> b) { return larger(a, b); });
@@ -174,8 +175,8 @@ inline void narrow(const float* from, half_t* to, int64_t n) {
   });
 }
 
-// Asks for what lies at `at` ahead of its use; it need not be memory of ours. Not inlined at once, it
-// is a call without effect to the compiler, which leaves it out.
+// Prefetches `at`, which need not be memory of ours. Always inlined: as a function without effects,
+// the compiler would drop the call.
 inline INLINE void prefetch(const void* at) { __builtin_prefetch(at, 0, 2); }
 
 // to[c][r] = from[r][c] for r < rows, c < columns; rows begin `from_step` and `to_step` apart.

@@ -237,14 +237,10 @@ def cross_entropy(problem: Problem, dtype: torch.dtype | None = None) -> Found:
     ℓ is of `dtype`, or of that of the computation.
     """
     problem, record = _checked(problem)
-    o = problem.options
-    loss = _rows(problem, dtype or o.dtype)
-    M, L, prediction, entropy = _rows(problem, o.dtype), _rows(problem, o.dtype), None, None
-    if o.stats:
-        prediction, entropy = _rows(problem, torch.int64), _rows(problem, o.dtype)
-    found = Found(loss, M, L, prediction, entropy)
+    found = _results(problem)._replace(loss=_rows(problem, dtype or problem.options.dtype))
     if problem.input.numel():
-        _launch(Arguments.of(problem), Results(*found, None, None, record, problem.target.dim()))
+        out = Results(*found, None, None, record, problem.target.dim())
+        _launch(Arguments.of(problem), out)
     elif problem.classes == 0:
         for rows, empty in zip(found, (0, 0, 0, -1, 0), strict=True):
             if rows is not None:
@@ -254,22 +250,32 @@ def cross_entropy(problem: Problem, dtype: torch.dtype | None = None) -> Found:
 
 def reduced(
     problem: Problem, mean: bool, normalizer: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Return Σℓ in `dtype`, M and L of rows that there are; for a mean, Σℓ/n, and n fourth.
+) -> tuple[Found, Tensor | None]:
+    """Return the same of rows that there are, but Σℓ in `dtype`; for a mean, Σℓ/n, and n.
 
     n is the normalizer, or if that is 0 what the rows count. Two launches, or three where a row
     comes in chunks, however many rows there are.
     """
     problem, record = _checked(problem)
-    args, dtype_of_rows = Arguments.of(problem), problem.options.dtype
-    M, L = _rows(problem, dtype_of_rows), _rows(problem, dtype_of_rows)
-    losses, counts = fresh(M, args.programs(), dtype=M.dtype), None
+    args, found = Arguments.of(problem), _results(problem)
+    losses, counts = fresh(found.M, args.programs(), dtype=found.M.dtype), None
     if mean and not normalizer:
-        counts = fresh(M, args.programs(), dtype=M.dtype)
-    out = Results(None, M, L, None, None, losses, counts, record, problem.target.dim())
-    _launch(args, out)
+        counts = fresh(found.M, args.programs(), dtype=found.M.dtype)
+    _launch(args, Results(*found, losses, counts, record, problem.target.dim()))
     loss, n = finish(losses, counts, normalizer, mean, dtype)
-    return loss, M, L, n
+    return found._replace(loss=loss), n
+
+
+def _results(problem: Problem) -> Found:
+    """Return memory for the statistics of the rows; none for the loss."""
+    dtype, wanted = problem.options.dtype, problem.options.stats
+    return Found(
+        None,
+        _rows(problem, dtype),
+        _rows(problem, dtype),
+        _rows(problem, torch.int64) if wanted else None,
+        _rows(problem, dtype) if wanted else None,
+    )
 
 
 def _checked(problem: Problem) -> tuple[Problem, Memory | None]:

@@ -7,9 +7,9 @@ z are the logits, and along the classes
 M and L are kept apart: where all logits of a row share a large offset, lse alone would round away
 the digits of L. M is a constant shift, so no derivative passes through it.
 
-`over` writes over a tensor made one step before, whose values no derivative needs: it saves fresh
-memory, the larger part of an element-wise operator's time. Not where somebody sees the operators,
-who may keep that tensor.
+`over` writes over a tensor made one step before, whose values no derivative needs. That saves fresh
+memory, most of an element-wise operator's time. A mode that sees the operators may keep that
+tensor, so nothing is overwritten under one.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = [
 
 
 def over(x: Tensor, operator: str, *args: Any) -> Tensor:
-    """Return x.operator(*args), in the place of x where nobody may have kept it."""
+    """Return x.operator(*args), over x if no mode can have kept it."""
     return getattr(x, operator if is_watched() else f"{operator}_")(*args)
 
 
