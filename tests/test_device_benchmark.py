@@ -37,7 +37,7 @@ def plan(bench):
 
 
 def tiny(case):
-    shape = tuple(min(size, limit) for size, limit in zip(case.case.shape, (4, 6), strict=True))
+    shape = tuple(map(min, case.case.shape, (4, 6, 2, 2)))
     return dataclasses.replace(case, case=dataclasses.replace(case.case, shape=shape, calls=1))
 
 
@@ -119,14 +119,27 @@ def test_the_goals_are_those_that_were_set(bench):
     (largest,) = (case for case in cases.CASES if case.case.op == "cross_entropy")
     assert largest.name == "cross_entropy 8192x128256 bfloat16 forward + backward"
     assert largest.case.goals == (("in place", "share", 0.9),)
+    shares = {}
     for case in cases.CURVE:
-        assert case.case.goals == (("ours", "share", 0.6), ("ours", "over compiled", 1))
+        *share, builtin, compiled = case.case.goals
+        assert (builtin, compiled) == (("ours", "over builtin", 1), ("ours", "over compiled", 1))
+        shares[case.case.shape[1]] = share[0].bound if share else None
+    assert shares == {
+        **dict.fromkeys((10, 100)),
+        **{1000: 0.75, 10_000: 0.8, 32_000: 0.85, 50_257: 0.85, 128_256: 0.92, 1_000_000: 0.6},
+    }
     assert [c.case.shape for c in cases.CURVE][:: len(cases.CURVE) - 1] == [
         (32_768, 10),
         (4096, 1_000_000),
     ]
-    assert cases.STEP.shape == (128, 10)
-    assert cases.STEP.goals == (("ours", "over builtin", 1),)
+    small = cases.STEPS[:12]
+    assert len({step.name for step in cases.STEPS}) == len(cases.STEPS) == 17
+    assert {step.case.shape for step in small} == {(64, 10), (128, 10)}
+    for step in small:
+        bound = 0.9 if step.direction == "forward" else 1.3
+        assert step.case.goals == (("ours", "over builtin", bound),)
+    for step in cases.STEPS[12:]:
+        assert step.case.goals == (("ours", "over builtin", 1), ("ours", "over compiled", 1))
     assert cases.LAST_LAYER.size == "8192, 4096, 128256 bfloat16"
     assert cases.LAST_LAYER.goals == (("ours", "floors", 1.1), ("ours", "MiB", 1024))
 
@@ -219,7 +232,7 @@ def test_a_whole_run_is_written_and_shown_in_eighty_columns(
     cases, measured = bench.device_cases, bench.device
     monkeypatch.setattr(cases, "CASES", tuple(map(tiny, cases.CASES)))
     monkeypatch.setattr(cases, "CURVE", tuple(map(tiny, cases.CURVE)))
-    monkeypatch.setattr(cases, "STEP", dataclasses.replace(cases.STEP, calls=2))
+    monkeypatch.setattr(cases, "STEPS", tuple(map(tiny, cases.STEPS)))
     monkeypatch.setattr(cases, "LAST_LAYER", tiny_layer(bench))
     monkeypatch.setattr(bench.plan, "QUICK", plan)
     monkeypatch.setattr(measured, "EventClock", lambda _: two_seconds)
@@ -247,7 +260,8 @@ def test_a_whole_run_is_written_and_shown_in_eighty_columns(
         assert words in printed
     claims = [c for section in measured.SECTIONS for row in report[section] for c in row["claims"]]
     expected = [g for c in (*cases.CASES, *cases.CURVE) for g in c.case.goals]
-    expected += [*cases.STEP.goals, *cases.LAST_LAYER.goals]
+    expected += [g for c in cases.STEPS for g in c.case.goals]
+    expected += cases.LAST_LAYER.goals
     assert len(claims) == len(expected)
 
 

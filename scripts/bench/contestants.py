@@ -74,7 +74,7 @@ def _work(case: Case, name: str, inputs: Inputs) -> Callable[[Tensor], object]:
     f = function(case, name)
     if case.op == _CE:
         return loss_and_gradient(partial(f, target=inputs.target, **inputs.options))
-    return _output_and_gradient(partial(f, dim=1), inputs.cotangent)
+    return output_and_gradient(partial(f, dim=1), inputs.cotangent)
 
 
 def function(case: Case, name: str) -> Callable[..., Tensor]:
@@ -97,9 +97,11 @@ def loss_and_gradient(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor]
     return work
 
 
-def _output_and_gradient(
+def output_and_gradient(
     function: Callable[[Tensor], Tensor], v: Tensor | None
 ) -> Callable[[Tensor], object]:
+    """Return the work that is a step's: the result of the logits, and the gradient along v."""
+
     def work(logits: Tensor) -> object:
         y = function(logits)
         return y, torch.autograd.grad(y, logits, v)

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from bench import contestants, device_cases, last_layer, rivals
-from bench.cases import Case
 from bench.contestants import BUILTIN, COMPILED, COPY, OURS, Contestant, Inputs
 from bench.device_cases import DeviceCase
 from bench.device_timing import EventClock, WallClock, admit, ratios
@@ -29,7 +28,7 @@ def steps(plan: Plan, device: torch.device) -> list[Step]:
     """Return all that is to be measured."""
     clock = EventClock(device)
     wait = partial(torch.cuda.synchronize, device)
-    step, layer = device_cases.STEP, device_cases.LAST_LAYER
+    layer = device_cases.LAST_LAYER
     return [
         *(
             Step(section, f"{prefix}{case.name}", partial(row, case, plan, device, clock, wait))
@@ -39,7 +38,10 @@ def steps(plan: Plan, device: torch.device) -> list[Step]:
             )
             for case in cases
         ),
-        Step("step", f"step: {step.name}", partial(wall_time, step, plan, device, wait)),
+        *(
+            Step("step", f"step: {step.name}", partial(wall_time, step, plan, device, wait))
+            for step in device_cases.STEPS
+        ),
         Step("last layer", layer.name, partial(last_layer_row, layer, plan, device, clock, wait)),
     ]
 
@@ -65,15 +67,15 @@ def row(
 
 
 def wall_time(
-    case: Case, plan: Plan, device: torch.device, wait: Callable[[], None]
+    case: DeviceCase, plan: Plan, device: torch.device, wait: Callable[[], None]
 ) -> dict[str, Any]:
     """Time a step of a small batch, as a training loop has it."""
-    able, first, failed = admit(enter(DeviceCase(case, "forward + backward"), device), wait)
-    seconds = in_turns(able, plan.effort, case.calls, WallClock(wait))
+    able, first, failed = admit(enter(case, device), wait)
+    seconds = in_turns(able, plan.effort, case.case.calls, WallClock(wait))
     return {
         "name": case.name,
         "seconds": seconds,
-        **_rest(able, first, failed, ratios(seconds, _OVER), case.goals, device),
+        **_rest(able, first, failed, ratios(seconds, _OVER), case.case.goals, device),
     }
 
 
@@ -118,7 +120,8 @@ def enter(case: DeviceCase, device: torch.device) -> dict[str, Contestant]:
 
 def _contestant(case: DeviceCase, function: Callable[..., Any], inputs: Inputs) -> Contestant:
     if case.direction == "forward":
-        return Contestant(lambda: inputs.logits().detach(), function)
+        given = {"target": inputs.target} if case.case.op == "cross_entropy" else {}
+        return Contestant(lambda: inputs.logits().detach(), partial(function, **given))
     if case.direction == "backward":
 
         def prepare() -> Any:
@@ -126,6 +129,9 @@ def _contestant(case: DeviceCase, function: Callable[..., Any], inputs: Inputs) 
             return z, function(z)
 
         return Contestant(prepare, lambda zy: torch.autograd.grad(zy[1], zy[0], inputs.cotangent))
+    if case.case.op != "cross_entropy":
+        work = contestants.output_and_gradient(function, inputs.cotangent)
+        return Contestant(inputs.logits, work)
     with_target = partial(function, target=inputs.target)
     return Contestant(inputs.logits, contestants.loss_and_gradient(with_target))
 

@@ -1,0 +1,82 @@
+"""Check and measure on a GPU in ten minutes: one command, one folder.
+
+The tests that need a device, the figures of `benchmark.py --device cuda`, and training on the
+device: a classifier, and a small GPT. Each part ends at its limit, whatever it has found by then,
+and the rest goes on. The folder tells the device, the versions and the date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+
+
+class Part(NamedTuple):
+    """A command, and the seconds after which it is ended."""
+
+    name: str
+    command: tuple[str, ...]
+    limit: float
+
+
+def parts(out: Path) -> list[Part]:
+    """Return what is run, ten minutes in all, what matters most first."""
+    python, scripts = sys.executable, ROOT / "scripts"
+    bench = (python, f"{scripts}/benchmark.py", "--device", "cuda", "--quick")
+
+    def figures(name: str, only: str) -> tuple[str, ...]:
+        return (*bench, "--only", only, "--out", f"{out / name}")
+
+    def trained(script: str, *settings: str) -> tuple[str, ...]:
+        run = ("--accelerator", "cuda", "--no-progress", "--out", f"{out / script}")
+        return (python, f"{scripts}/{script}", *settings, *run)
+
+    return [
+        Part("steps", figures("steps", "step"), 75),
+        Part("tests", (python, "-m", "pytest", "-m", "cuda", str(ROOT / "tests")), 210),
+        Part("curve", figures("curve", "curve"), 120),
+        Part("last layer", figures("last-layer", "linear"), 60),
+        Part("classifier", trained("compare.py", "--seeds", "1", "--max-steps", "300"), 60),
+        Part("gpt", trained("train_lm.py", "--max-steps", "60"), 75),
+    ]
+
+
+def run(part: Part, out: Path) -> str:
+    """Run a part, what it prints going to a file of its name; return a line about it."""
+    began = time.monotonic()
+    with (out / f"{part.name}.txt").open("w") as log:
+        try:
+            ended = subprocess.run(
+                part.command, stdout=log, stderr=subprocess.STDOUT, timeout=part.limit, cwd=ROOT
+            )
+            said = f"ended with {ended.returncode}"
+        except subprocess.TimeoutExpired:
+            said = "ended at its limit"
+    return f"{part.name}: {said} after {time.monotonic() - began:.0f} s, {log.name}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=ROOT / "runs" / "device",
+        metavar="DIR",
+        help="where logs and figures go (default: %(default)s)",
+    )
+    out = parser.parse_args(argv).out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    for part in parts(out):
+        print(run(part, out), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""The command for a day with a device, as far as it goes without one."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    return importlib.import_module("check_device")
+
+
+def test_all_of_it_takes_ten_minutes(script, tmp_path):
+    parts = script.parts(tmp_path)
+    assert sum(part.limit for part in parts) <= 600
+    assert len({part.name for part in parts}) == len(parts)
+
+
+def test_what_it_measures_is_there(script, tmp_path):
+    pytest.importorskip("rich", reason="needs the extra [train]")
+    cases = importlib.import_module("bench.device_cases")
+    names = [f"step: {case.name}" for case in cases.STEPS] + [cases.LAST_LAYER.name]
+    names += [f"curve: {case.name}" for case in cases.CURVE]
+    for part in script.parts(tmp_path):
+        assert Path(part.command[1]).exists() or part.command[1] == "-m"
+        if "--only" in part.command:
+            only = part.command[part.command.index("--only") + 1]
+            assert any(only in name for name in names), part
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_part_tells_how_it_ended_and_keeps_what_it_said(script, tmp_path, code):
+    command = (sys.executable, "-c", f"print('here'); raise SystemExit({code})")
+    line = script.run(script.Part("a part", command, 300), tmp_path)
+    assert line.startswith(f"a part: ended with {code} ")
+    assert (tmp_path / "a part.txt").read_text() == "here\n"
+
+
+def test_a_part_that_goes_on_is_ended_at_its_limit(script, tmp_path):
+    command = (sys.executable, "-c", "import time; time.sleep(3600)")
+    line = script.run(script.Part("a part", command, 0.1), tmp_path)
+    assert line.startswith("a part: ended at its limit")
