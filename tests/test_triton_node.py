@@ -102,12 +102,42 @@ def test_means_of_few_rows_are_one_programs(rows, weight):
     torch.testing.assert_close(got, want.float())
 
 
-def test_many_rows_are_left_to_the_function():
-    x, target = torch.randn(65_537, 2), torch.randint(2, (65_537,))
-    loss = cross_entropy(x.requires_grad_(), target)
-    assert "custom_ops::CrossEntropy" not in loss.grad_fn.name()
-    torch.testing.assert_close(loss, F.cross_entropy(x, target))
-    assert "custom_ops::CrossEntropy" in cross_entropy(x[:, 0], torch.tensor(1)).grad_fn.name()
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_batch_of_any_length_takes_two_launches(monkeypatch, reduction):
+    from custom_ops.kernels.cuda import cross_entropy as kernels
+    from custom_ops.kernels.cuda import reduction as finishing
+
+    launched = []
+    for module in (kernels, finishing):
+
+        def keep(kernel, *args, launch=module.launch):
+            launched.append(kernel)
+            launch(kernel, *args)
+
+        monkeypatch.setattr(module, "launch", keep)
+    x, target = torch.randn(70_000, 2), torch.randint(2, (70_000,))
+    loss = cross_entropy(x.requires_grad_(), target, reduction=reduction)
+    assert "custom_ops::CrossEntropy" in loss.grad_fn.name()
+    assert len(launched) == 2
+    torch.testing.assert_close(loss, F.cross_entropy(x, target, reduction=reduction))
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_loss_may_be_written_to(reduction, dtype):
+    """It has memory of its own: it is no view of what is kept beside it."""
+    x, target = torch.randn(4, 3, dtype=dtype, requires_grad=True), torch.tensor([0, 1, 2, 0])
+    want = cross_entropy(x, target, reduction=reduction).detach() / 2
+    loss = cross_entropy(x, target, reduction=reduction)
+    loss /= 2
+    torch.testing.assert_close(loss.detach(), want)
+    loss.sum().backward()
+    (twice,) = torch.autograd.grad(cross_entropy(x, target, reduction=reduction).sum(), x)
+    torch.testing.assert_close(2 * x.grad, twice)
+    other = cross_entropy(x, target, reduction=reduction)
+    other.detach().mul_(2)
+    torch.testing.assert_close(other.detach(), 4 * want)
+    other.detach_()
 
 
 def test_a_sum_is_of_all_numbers_in_whatever_order_they_lie():

@@ -44,10 +44,10 @@ def set_vjp(name: str, vjp: Callable[..., Tensor]) -> None:
 
 
 def _launch_for_node() -> None:
-    from custom_ops.node.launcher import MOST_ROWS, backward, forward
+    from custom_ops.node.launcher import FUNCTIONS
 
     if cpu.library is not None:
-        cpu.library.set_launcher(cuda.device, MOST_ROWS, forward, backward)
+        cpu.library.set_launcher(cuda.device, FUNCTIONS)
 
 
 cuda.when_running(_launch_for_node)

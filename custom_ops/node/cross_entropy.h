@@ -55,15 +55,11 @@ struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
     variable_list stats;
     const Options& o = plan.o;
     if (const Launcher* there = launcher_for(input)) {
-      py::gil_scoped_acquire gil;
-      std::optional<Tensor> n;
-      const auto reduction = REDUCTIONS[int(plan.reduction)];
-      std::tie(loss, M, L, n) =
-          there
-              ->forward(input, target, weight, o.dim, o.dtype, o.ignore_index, plan.numbers(),
-                        plan.result_dtype, reduction, plan.normalizer)
-              .cast<std::tuple<Tensor, Tensor, Tensor, std::optional<Tensor>>>();
-      divisor = or_none(n);
+      const char* reduction = REDUCTIONS[int(plan.reduction)];
+      const auto found = launched(*there, "cross_entropy", plan.key(Launched::cross_entropy),
+                                  {input, target, or_none(weight)}, o.dim, o.dtype, o.ignore_index,
+                                  plan.numbers(), plan.result_dtype, reduction, plan.normalizer);
+      loss = found[0], M = found[1], L = found[2], divisor = found[3];
     } else {
       const Found found = cross_entropy(input, target, weight, o);
       loss = found.loss, M = found.M, L = found.L;
@@ -88,8 +84,9 @@ struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
 
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
     const auto saved = ctx->get_saved_variables();
-    const Tensor &input = saved[0], &target = saved[1], &M = saved[3], &L = saved[4],
-                 &divisor = saved[5];
+    const Tensor &input = saved[0], &target = saved[1], &M = saved[3], &L = saved[4];
+    // Without a gradient of the loss nothing is divided, as the divisor may be 0.
+    const Tensor divisor = gradients[0].defined() ? saved[5] : Tensor();
     const std::optional<Tensor> weight = given(saved[2]), rows = given(divisor);
     const Plan plan = Plan::saved(ctx);
     const Launcher* there = launcher_for(input);
@@ -103,11 +100,11 @@ struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
       dx = python_vjp("cross_entropy", input, target, weight, g, given(q), M, L, given(e), rows,
                       o.dim, o.dtype, o.ignore_index, plan.numbers(), o.inplace);
     } else if (there) {
-      py::gil_scoped_acquire gil;
-      dx = there
-               ->backward(input, target, weight, g, M, L, rows, o.dim, o.dtype, o.ignore_index,
-                          plan.numbers(), o.inplace)
-               .cast<Tensor>();
+      const auto found = launched(*there, "cross_entropy_vjp", plan.key(Launched::vjp),
+                                  {input, target, saved[2], g, M, L, divisor}, o.dim, o.dtype,
+                                  o.ignore_index, plan.numbers(), o.inplace);
+      dx = o.inplace ? input.detach() : found[0];
+      if (o.inplace) dx.unsafeGetTensorImpl()->bump_version();
     } else {
       const Rows upstream_rows(upstream(g, plan, divisor), given(q), M, L);
       dx = cross_entropy_vjp(input, target, weight, upstream_rows, o);
@@ -128,12 +125,8 @@ inline py::object cross_entropy_node(py::handle input, py::handle target, py::ha
   if (!weight.is_none()) w = THPVariable_Unpack(weight.ptr());
   if (differentiable(t) || (w && differentiable(*w))) return py::none();
   if (t.device() != x.device() || (w && w->device() != x.device())) return py::none();
-  const Launcher* there = launcher_for(x);
-  if (there && x.numel() > there->most_rows * (x.dim() > 1 ? x.size(1) : x.numel())) {
-    return py::none();
-  }
   const auto plan = plan_of(x, t, w, Given(options));
-  if (!plan || (there && plan->o.stats)) return py::none();
+  if (!plan || (plan->o.stats && launcher_for(x))) return py::none();
   if (w) w = w->to(plan->o.dtype);
   variable_list found;
   {

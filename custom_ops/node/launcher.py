@@ -1,50 +1,71 @@
-"""What the C++ node asks of a GPU: a loss, and later its gradient.
+"""What the C++ node asks of a GPU: the first call of a kind, and a recording of its launches.
 
-The arguments are right and plain, as the node has found them; nothing here is differentiated.
+Later calls of that kind are launched by C++ alone (`launches.h`). The arguments are right and
+plain, as the node has found them; nothing here is differentiated. Each function returns its results
+and, where it is asked to record and can, a `Recording`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from custom_ops.kernels.cuda import reduction
-from custom_ops.kernels.cuda.cross_entropy import cross_entropy
-from custom_ops.kernels.cuda.gradient import cross_entropy_vjp, cross_entropy_vjp_
+from custom_ops.kernels import cpu
+from custom_ops.kernels.cuda import contract, gradient
+from custom_ops.kernels.cuda.cross_entropy import cross_entropy, reduced
+from custom_ops.kernels.cuda.recording import recorded
+from custom_ops.kernels.cuda.softmax import softmax
 from custom_ops.kernels.problem import Options, Problem, Rows
 
-__all__ = ["MOST_ROWS", "backward", "forward"]
+__all__ = ["FUNCTIONS"]
 
-#: With more rows the time of Python's frames does not count.
-MOST_ROWS = reduction.FEW
+Results = tuple[Tensor | None, ...]
 
 
-def forward(
+def _cross_entropy(
     input: Tensor, target: Tensor, weight: Tensor | None, *plan: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Return the loss, M, L and what a mean was divided by; a normalizer of 0 is none."""
-    *flat, result_dtype, reduced, normalizer = plan
+    *flat, result_dtype, reduction, normalizer = plan
     problem = Problem(input, target, weight, Options.of(*flat))
-    loss, M, L, _, _ = cross_entropy(problem)
-    divisor = None
-    if reduced == "sum":
-        loss = reduction.total(loss)
-    elif reduced == "mean":
-        if problem.soft:
-            normalizer = normalizer or input.numel() / problem.classes
-        loss, divisor = reduction.mean(loss, problem, normalizer)
-    return loss.to(result_dtype), M, L, divisor
+    if reduction == "none":
+        return *cross_entropy(problem, result_dtype)[:3], None
+    mean = reduction == "mean"
+    if mean and problem.soft:
+        normalizer = normalizer or input.numel() / problem.classes
+    return reduced(problem, mean, normalizer, result_dtype)
 
 
-def backward(input: Tensor, target: Tensor, weight: Tensor | None, *rest: Any) -> Tensor:
-    """Return dz for the upstream gradient g of the loss, in the place of the input if asked to."""
+def _cross_entropy_vjp(input: Tensor, target: Tensor, weight: Tensor | None, *rest: Any) -> Results:
+    """Return dz for the upstream gradient g of the loss; or write it over the input."""
     g, M, L, divisor, *flat, inplace = rest
-    rows = Rows(g, None, M, L)
+    problem, rows = Problem(input, target, weight, Options.of(*flat)), Rows(g, None, M, L)
     if not inplace:
-        return cross_entropy_vjp(Problem(input, target, weight, Options.of(*flat)), rows, divisor)
-    problem = Problem(input.detach(), target, weight, Options.of(*flat))
-    cross_entropy_vjp_(problem, rows, divisor)
-    torch.autograd.graph.increment_version(problem.input)
-    return problem.input
+        return (gradient.cross_entropy_vjp(problem, rows, divisor),)
+    gradient.cross_entropy_vjp_(problem._replace(input=input.detach()), rows, divisor)
+    return (None,)
+
+
+def _recording(function: Callable[..., Results], tensors: int) -> Callable[..., Any]:
+    """Return `function`, whose first arguments are so many tensors, as the node calls it."""
+
+    def called(record: bool, *args: Any) -> tuple[Results, Any]:
+        if not record:
+            return function(*args), None
+        with recorded(args[:tensors]) as tape:
+            results = function(*args)
+        return results, tape.recording(results, cpu.library.Recording)
+
+    return called
+
+
+#: By the names that the node calls them by.
+FUNCTIONS = {
+    "cross_entropy": _recording(_cross_entropy, 3),
+    "cross_entropy_vjp": _recording(_cross_entropy_vjp, 7),
+    "softmax": _recording(lambda z, dim, log: (softmax(z, dim, log),), 1),
+    "contract": _recording(lambda p, v, dim: (contract.contract(p, v, dim),), 2),
+    "log_softmax_vjp": _recording(lambda y, v, dim: (contract.log_softmax_vjp(y, v, dim),), 2),
+}

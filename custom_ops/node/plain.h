@@ -17,11 +17,9 @@ namespace custom_ops {
 
 namespace py = pybind11;
 
-// Python functions that compute a cross-entropy and its gradient on another device, for at most
-// `most_rows` rows. With more rows the time of Python's frames does not count.
+// The Python functions of `launcher.py`, which launch on another device.
 struct Launcher {
-  int64_t most_rows;
-  py::object forward, backward;
+  std::map<std::string, py::object> functions;
 };
 
 inline std::map<c10::DeviceType, Launcher>& launchers() {

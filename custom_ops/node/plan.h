@@ -8,7 +8,7 @@
 #include <optional>
 #include <vector>
 
-#include "plain.h"
+#include "launches.h"
 
 namespace custom_ops {
 
@@ -27,11 +27,22 @@ struct Plan {
     return {o.label_smoothing, o.z_loss, o.logit_scale, o.softcap};
   }
 
+  // What a recorded launch depends on.
+  Key key(int64_t name) const {
+    Key key(name);
+    for (const int64_t i : integers()) key.add(i);
+    for (const double x : numbers()) key.add(x);
+    return key.add(normalizer);
+  }
+
+  std::vector<int64_t> integers() const {
+    return {o.dim,     int64_t(o.dtype),      o.ignore_index,     o.stats,
+            o.inplace, int64_t(result_dtype), int64_t(reduction)};
+  }
+
   // Kept by autograd as plain numbers, which compiled autograd can hash.
   void save(AutogradContext* ctx) const {
-    ctx->saved_data["integers"] =
-        std::vector<int64_t>{o.dim,     int64_t(o.dtype),      o.ignore_index,     o.stats,
-                             o.inplace, int64_t(result_dtype), int64_t(reduction)};
+    ctx->saved_data["integers"] = integers();
     ctx->saved_data["numbers"] = numbers();
     ctx->saved_data["normalizer"] = normalizer;
   }

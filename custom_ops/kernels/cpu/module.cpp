@@ -131,8 +131,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.attr("has_bf16_products") = has_bf16_products();
   m.def("add_product", add_product, no_gil);
   m.def("set_vjp", [](const std::string& name, py::object vjp) { vjps()[name] = std::move(vjp); });
-  m.def("set_launcher", [](const std::string& device, int64_t most_rows, py::object forward,
-                             py::object backward) {
-    launchers()[c10::Device(device).type()] = {most_rows, std::move(forward), std::move(backward)};
+  m.def("set_launcher", [](const std::string& device, std::map<std::string, py::object> functions) {
+    launchers()[c10::Device(device).type()] = {std::move(functions)};
   });
+  bind_launches(m);
 }

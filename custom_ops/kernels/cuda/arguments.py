@@ -9,7 +9,7 @@ from torch import Tensor
 
 from custom_ops.kernels.cuda.layout import View, view, view_like
 from custom_ops.kernels.cuda.parameters import Kind, Target, tile_of
-from custom_ops.kernels.cuda.tiles import Tiles, power_of_two, tiles
+from custom_ops.kernels.cuda.tiles import SMALL, Tiles, ceil_div, power_of_two, tiles
 from custom_ops.kernels.problem import Options, Problem
 
 __all__ = ["Arguments"]
@@ -46,6 +46,16 @@ class Arguments(NamedTuple):
         """Return what is compiled for other tiles."""
         chunks = power_of_two(t.chunks)
         return self.kind._replace(ROWS=t.rows, BLOCK=t.classes, CHUNKS=chunks)
+
+    @property
+    def together(self) -> int:
+        """How many rows one program puts together from their chunks."""
+        return max(1, SMALL // self.kind.CHUNKS)
+
+    def programs(self) -> int:
+        """How many programs write whole rows of the forward."""
+        rows = self.tiles.rows if self.tiles.chunks == 1 else self.together
+        return ceil_div(self.input.rows, rows)
 
     def targets(self, mean_weight: bool = False) -> Target:
         """Return what ỹ is made of; its mass needs the mean weight where labels are smoothed."""

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import libdevice
 
-__all__ = ["divided", "finite", "product", "scalar", "tanh", "vanishing_exp"]
+__all__ = ["divided", "finite", "product", "scalar", "stored", "tanh", "vanishing_exp"]
 
 COMPILED: tl.constexpr = tl.constexpr(not triton.knobs.runtime.interpret)
 
@@ -30,6 +30,14 @@ def vanishing_exp(x):
 def divided(x, y):
     """x/y as torch divides; Triton's own division in float32 is an approximation."""
     return x / y if x.dtype == tl.float64 else tl.div_rn(x, y)
+
+
+@triton.jit
+def stored(x, to):
+    """x as it can be stored at `to`: Triton has no step from float64 to bfloat16."""
+    if x.dtype == tl.float64 and to.dtype.element_ty.primitive_bitwidth == 16:
+        x = x.to(tl.float32)
+    return x
 
 
 @triton.jit

@@ -5,13 +5,12 @@ log_softmax_vjp     v ↦ v − p Σ_k v_k              p = exp(y)
 log_softmax_jvp     v ↦ v − Σ_k p_k v_k            p = exp(y)
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from custom_ops.kernels.cuda.arithmetic import vanishing_exp
-from custom_ops.kernels.cuda.launch import launch, on_device
+from custom_ops.kernels.cuda.launch import fresh, launch, on_device
 from custom_ops.kernels.cuda.layout import fresh_like, unview, view, view_like
 from custom_ops.kernels.cuda.parameters import tile_of
 from custom_ops.kernels.cuda.rows import cells, chunk_cells, dense, multiples, place
@@ -98,7 +97,7 @@ def _launch(p: Tensor, v: Tensor, dim: int, name: str) -> Tensor:
         if t.chunks == 1:
             launch(map_whole, programs, t.warps, *tensors, out.tensor, *sizes, name, kind)
         else:
-            partials = torch.empty(x.rows, t.chunks, dtype=dtype, device=p.device)
+            partials = fresh(p, x.rows, t.chunks, dtype=dtype)
             sizes = (*sizes, t.chunks)
             launch(map_partial, programs, t.warps, *tensors, partials, *sizes, name, kind)
             tensors = (*tensors, out.tensor, partials)

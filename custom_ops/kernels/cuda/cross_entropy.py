@@ -14,21 +14,29 @@ sum of two numbers that are not negative, as S ≥ 1 and T ≤ 0.
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from custom_ops.kernels.cuda.arguments import Arguments
-from custom_ops.kernels.cuda.arithmetic import divided, finite, product, scalar, vanishing_exp
+from custom_ops.kernels.cuda.arithmetic import (
+    divided,
+    finite,
+    product,
+    scalar,
+    stored,
+    vanishing_exp,
+)
 from custom_ops.kernels.cuda.labels import read_labels, recorded
-from custom_ops.kernels.cuda.launch import launch, on_device
+from custom_ops.kernels.cuda.launch import fresh, launch, on_device, watched
 from custom_ops.kernels.cuda.logits import logits
 from custom_ops.kernels.cuda.parameters import Chunks, Results, Target
 from custom_ops.kernels.cuda.record import record_of
+from custom_ops.kernels.cuda.reduction import finish
 from custom_ops.kernels.cuda.rows import cells, chunk_cells, multiples, place, row_starts
 from custom_ops.kernels.cuda.targets import share
-from custom_ops.kernels.cuda.tiles import SMALL, ceil_div
 from custom_ops.kernels.labels import checked_labels
 from custom_ops.kernels.problem import Found, Problem
 
-__all__ = ["cross_entropy"]
+__all__ = ["cross_entropy", "reduced"]
 
 NEVER: tl.constexpr = tl.constexpr(2**31 - 1)  # no class has this number
 
@@ -80,7 +88,7 @@ def write(
     rest, even, z_loss, _, _ = numbers
     ACC: tl.constexpr = KIND.ACC
     M, S, T, distance, mass, best = sums
-    real = r < n
+    real, named, w_t = r < n, r < n, tl.full((KIND.ROWS,), 1.0, ACC)
     # NaN where M is no number to shift by
     L = tl.where(tl.abs(M) == float("inf"), float("nan"), tl.log(S))
     spread = distance + mass * L
@@ -94,7 +102,8 @@ def write(
         z_t = tl.load(input + at, mask=named, other=0.0).to(ACC)
         value = (M - logits(z_t, numbers, KIND.LOGITS, ACC)) + L
         if y.weight is not None:
-            value = product(tl.load(y.weight + t, mask=named, other=0.0).to(ACC), value)
+            w_t = tl.load(y.weight + t, mask=named, other=0.0).to(ACC)
+            value = product(w_t, value)
         if KIND.SMOOTHING == "some":
             value = scalar(rest, ACC) * value + scalar(even, ACC) * spread
         if KIND.SMOOTHING == "all":
@@ -102,8 +111,13 @@ def write(
     if KIND.Z_LOSS:
         lse = M + L
         value += scalar(z_loss, ACC) * (lse * lse)
-    value = tl.where(bad, float("nan"), value)
-    tl.store(out.loss + r, tl.where(ignored, 0.0, value), mask=real)
+    value = tl.where(ignored, 0.0, tl.where(bad, float("nan"), value))
+    if out.loss is not None:
+        tl.store(out.loss + r, stored(value, out.loss), mask=real)
+    if out.losses is not None:
+        tl.store(out.losses + tl.program_id(0), tl.sum(tl.where(real, value, 0.0), 0))
+    if out.counts is not None:
+        tl.store(out.counts + tl.program_id(0), tl.sum(tl.where(named, w_t, 0.0), 0))
     tl.store(out.M + r, tl.where(ignored, 0.0, M), mask=real)
     tl.store(out.L + r, tl.where(ignored, 0.0, L), mask=real)
     if out.prediction is not None:
@@ -216,28 +230,63 @@ def cross_entropy_combined(
     write(input, y, out, r, sums, shape, numbers, ignore_index, KIND)
 
 
-def cross_entropy(problem: Problem) -> Found:
-    """Return ℓ, M, L and, if they are wanted, the prediction and the entropy, one a row."""
-    input, target, _, o = problem
-    record = None if problem.soft else record_of(target)
-    if record is not None:
-        record.check()
-    if not problem.soft and target.device.type == "cpu":
-        target = checked_labels(target, problem.classes, o.ignore_index)
-    loss = input.new_empty([n for d, n in enumerate(input.shape) if d != o.dim], dtype=o.dtype)
-    M, L, prediction, entropy = torch.empty_like(loss), torch.empty_like(loss), None, None
+def cross_entropy(problem: Problem, dtype: torch.dtype | None = None) -> Found:
+    """Return ℓ, M, L and, if they are wanted, the prediction and the entropy, one a row.
+
+    ℓ is of `dtype`, or of that of the computation.
+    """
+    problem, record = _checked(problem)
+    o = problem.options
+    loss = _rows(problem, dtype or o.dtype)
+    M, L, prediction, entropy = _rows(problem, o.dtype), _rows(problem, o.dtype), None, None
     if o.stats:
-        prediction, entropy = torch.empty_like(loss, dtype=torch.int64), torch.empty_like(loss)
+        prediction, entropy = _rows(problem, torch.int64), _rows(problem, o.dtype)
     found = Found(loss, M, L, prediction, entropy)
-    if input.numel():
-        host = None if record is None else record.host
-        out = Results(*found, None, None, host, target.dim())
-        _launch(Arguments.of(problem._replace(target=target)), out)
+    if problem.input.numel():
+        _launch(Arguments.of(problem), Results(*found, None, None, record, problem.target.dim()))
     elif problem.classes == 0:
         for rows, empty in zip(found, (0, 0, 0, -1, 0), strict=True):
             if rows is not None:
                 rows.fill_(empty)
     return found
+
+
+def reduced(
+    problem: Problem, mean: bool, normalizer: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return Σℓ in `dtype`, M and L of rows that there are; for a mean, Σℓ/n, and n fourth.
+
+    n is the normalizer, or if that is 0 what the rows count. Two launches, or three where a row
+    comes in chunks, however many rows there are.
+    """
+    problem, record = _checked(problem)
+    args, dtype_of_rows = Arguments.of(problem), problem.options.dtype
+    M, L = _rows(problem, dtype_of_rows), _rows(problem, dtype_of_rows)
+    losses, counts = fresh(M, args.programs(), dtype=M.dtype), None
+    if mean and not normalizer:
+        counts = fresh(M, args.programs(), dtype=M.dtype)
+    out = Results(None, M, L, None, None, losses, counts, record, problem.target.dim())
+    _launch(args, out)
+    loss, n = finish(losses, counts, normalizer, mean, dtype)
+    return loss, M, L, n
+
+
+def _checked(problem: Problem) -> tuple[Problem, Tensor | None]:
+    """Raise what an earlier call's labels were found to be; return where this call's are told."""
+    if problem.soft:
+        return problem, None
+    target, o = problem.target, problem.options
+    record = record_of(target)
+    record.check()
+    if target.device.type == "cpu":
+        problem = problem._replace(target=checked_labels(target, problem.classes, o.ignore_index))
+    return problem, watched(record.host)
+
+
+def _rows(problem: Problem, dtype: torch.dtype) -> Tensor:
+    """Return memory for one number a row."""
+    input, dim = problem.input, problem.options.dim
+    return fresh(input, *input.shape[:dim], *input.shape[dim + 1 :], dtype=dtype)
 
 
 def _launch(args: Arguments, out: Results) -> None:
@@ -248,11 +297,10 @@ def _launch(args: Arguments, out: Results) -> None:
         if t.chunks == 1:
             launch(cross_entropy_whole, programs, t.warps, x.tensor, y, out, *numbers, kind)
             return
-        sums = out.M.new_empty(5, n, t.chunks)
-        bests = None if out.prediction is None else sums.new_empty(n, t.chunks, dtype=torch.int32)
+        sums, bests = fresh(out.M, 5, n, t.chunks, dtype=out.M.dtype), None
+        if out.prediction is not None:
+            bests = fresh(out.M, n, t.chunks, dtype=torch.int32)
         partials, numbers = Chunks(sums, bests), (*numbers, t.chunks)
         launch(cross_entropy_partial, programs, t.warps, x.tensor, y, partials, *numbers, kind)
-        together = max(1, SMALL // kind.CHUNKS)
-        kind = kind._replace(ROWS=together)
-        tensors = (x.tensor, y, out, partials)
-        launch(cross_entropy_combined, ceil_div(n, together), 4, *tensors, *numbers, kind)
+        kind, tensors = kind._replace(ROWS=args.together), (x.tensor, y, out, partials)
+        launch(cross_entropy_combined, args.programs(), 4, *tensors, *numbers, kind)

@@ -11,10 +11,10 @@ import triton.language as tl
 from torch import Tensor
 
 from custom_ops.kernels.cuda.arguments import Arguments
-from custom_ops.kernels.cuda.arithmetic import divided, vanishing_exp
+from custom_ops.kernels.cuda.arithmetic import divided, stored, vanishing_exp
 from custom_ops.kernels.cuda.derivative import factors, row_derivative
 from custom_ops.kernels.cuda.labels import read_labels
-from custom_ops.kernels.cuda.launch import launch, on_device
+from custom_ops.kernels.cuda.launch import fresh, launch, on_device
 from custom_ops.kernels.cuda.layout import View, fresh_like, unview
 from custom_ops.kernels.cuda.logits import chained, logits
 from custom_ops.kernels.cuda.parameters import Target, Upstream
@@ -110,10 +110,8 @@ def gradient(
     p = vanishing_exp((z - M[:, None]) - L[:, None])
     gy = scaled_target(shares, t, named, G, k, wanted, numbers, KIND)
     d = chained(row_derivative(a, p, gy), z, numbers, KIND.LOGITS, ACC)
-    if d.dtype == tl.float64 and out.dtype.element_ty.primitive_bitwidth == 16:
-        d = d.to(tl.float32)  # Triton has no step from float64 to bfloat16
     UNIT: tl.constexpr = KIND.UNITS[0] * KIND.UNITS[1]
-    tl.store(out + cells(r, k, inner, sizes[3] // UNIT * UNIT), d, mask=inside)
+    tl.store(out + cells(r, k, inner, sizes[3] // UNIT * UNIT), stored(d, out), mask=inside)
 
 
 def _launch(args: Arguments, rows: Rows, divisor: Tensor | None, out: View) -> None:
@@ -134,7 +132,7 @@ def _launch(args: Arguments, rows: Rows, divisor: Tensor | None, out: View) -> N
     )
     with on_device(x.tensor):
         if args.kind.SOFT and t.chunks > 1:
-            masses = M.new_empty(x.rows, t.chunks)
+            masses = fresh(M, x.rows, t.chunks, dtype=M.dtype)
             sizes = (x.rows, x.sizes, *args.numbers[:2], t.chunks)
             launch(mass_partial, programs, t.warps, masses, y, *sizes, args.kind)
             y = y._replace(masses=masses)

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["launch", "on_device"]
+from custom_ops.kernels.cuda.recording import Launch, current
+
+__all__ = ["fresh", "launch", "on_device", "watched"]
 
 #: Compiled kernels by all that a launch consists of, but for the memory of its tensors.
 _launched: dict[tuple[Any, ...], Any] = {}
@@ -30,9 +32,11 @@ def launch(kernel: Any, programs: int, warps: int, *args: Any) -> None:
         if len(_launched) >= MOST:
             _launched.clear()
         # Triton's interpreter has nothing to keep
-        _launched[key] = kernel[(programs,)](*args, num_warps=warps)
+        compiled = _launched[key] = kernel[(programs,)](*args, num_warps=warps)
     else:
         compiled[programs, 1, 1](*args)
+    if (tape := current()) is not None:
+        tape.launches.append(Launch(compiled, programs, warps, args))
 
 
 def _looked_at(args: tuple[Any, ...]) -> Iterator[Any]:
@@ -44,6 +48,21 @@ def _looked_at(args: tuple[Any, ...]) -> Iterator[Any]:
             yield from _looked_at(arg)
         else:
             yield arg
+
+
+def fresh(like: Tensor, *sizes: int, dtype: torch.dtype) -> Tensor:
+    """Return memory for what a kernel writes, on the device of `like`."""
+    made = like.new_empty(sizes, dtype=dtype)
+    if (tape := current()) is not None:
+        tape.fresh.append(made)
+    return made
+
+
+def watched(record: Tensor) -> Tensor:
+    """Return the record of bad labels, which a recorded launch looks at too."""
+    if (tape := current()) is not None:
+        tape.watched = record
+    return record
 
 
 def on_device(x: Tensor) -> AbstractContextManager:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from custom_ops.kernels.cuda.launch import fresh
+
 __all__ = ["View", "fresh_like", "units", "unview", "view", "view_like"]
 
 
@@ -73,7 +75,8 @@ def view_like(x: View, y: Tensor, dim: int) -> View:
 
 def fresh_like(x: View) -> View:
     """Return fresh memory in the layout of the view of x."""
-    return x._replace(tensor=x.tensor.new_empty(x.tensor.shape), stride=x.classes * x.inner)
+    made = fresh(x.tensor, *x.tensor.shape, dtype=x.tensor.dtype)
+    return x._replace(tensor=made, stride=x.classes * x.inner)
 
 
 def unview(y: View, dim: int) -> Tensor:

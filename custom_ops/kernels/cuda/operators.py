@@ -12,11 +12,11 @@ from custom_ops.kernels.cuda import check, cross_entropy, gradient, hessian
 from custom_ops.kernels.cuda.contract import contract, log_softmax_jvp, log_softmax_vjp
 from custom_ops.kernels.cuda.labels import report
 from custom_ops.kernels.cuda.probe import launch_nothing
-from custom_ops.kernels.cuda.reduction import FEW, total
+from custom_ops.kernels.cuda.reduction import total
 from custom_ops.kernels.cuda.softmax import softmax
 from custom_ops.kernels.problem import Options, Problem, Rows
 
-__all__ = ["FEW", "direct", "launch_nothing", "report"]
+__all__ = ["direct", "launch_nothing", "report"]
 
 
 def _cross_entropy(

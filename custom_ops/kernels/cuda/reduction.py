@@ -1,93 +1,75 @@
-"""From the rows' losses to one number: Σℓ, or Σℓ/n and n.
+"""From the sums of the programs that wrote the rows to one number: Σℓ, or Σℓ/n and n.
 
-n counts the rows whose label is not ignored, each with the weight of its class, or is given. Of few
-rows one program adds up everything, in one launch and one order; torch adds up many.
+One program adds them all up, in one order.
 """
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from custom_ops.kernels.cuda.arithmetic import divided
-from custom_ops.kernels.cuda.launch import launch, on_device
+from custom_ops.kernels.cuda.arithmetic import divided, stored
+from custom_ops.kernels.cuda.launch import fresh, launch, on_device
 from custom_ops.kernels.cuda.parameters import ACCUMULATORS
-from custom_ops.kernels.problem import Problem
 
-__all__ = ["FEW", "mean", "total"]
+__all__ = ["FEW", "finish", "total"]
 
 LEAST, MOST = 1024, 8192  # numbers that are added at once
-FEW = 8 * MOST  #: rows: the time of about two launches
+FEW = 8 * MOST  #: numbers: the time of about two launches
 
 
-@triton.jit(do_not_specialize=["rows", "classes", "ignore_index"])
-def reduced(
-    loss,
-    target,
-    weight,
+@triton.jit(do_not_specialize=["n"])
+def finished(
+    losses,
+    counts,
     result,
     divisor,
-    rows,
-    classes,
-    ignore_index,
+    n,
     given: tl.float64,
     ACC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Σℓ, divided by n if there is a `divisor` to keep n; n is `given` where target is None."""
-    sums = tl.zeros((BLOCK,), ACC)
-    counts = tl.zeros((BLOCK,), ACC)
-    for start in range(0, rows, BLOCK):
-        r = start + tl.arange(0, BLOCK)
-        sums += tl.load(loss + r, mask=r < rows, other=0.0)
-        if target is not None:
-            label = tl.load(target + r, mask=r < rows, other=0).to(tl.int64)
-            counted = (r < rows) & (label != ignore_index)
-            if weight is None:
-                counts += counted.to(ACC)
-            else:
-                inside = (label >= 0) & (label < classes)
-                w = tl.load(weight + label, mask=counted & inside, other=float("nan"))
-                counts += tl.where(counted, w, 0.0)
-    value = tl.sum(sums, 0)
+    """Σ of the n losses, divided by Σ of the counts, or without counts by what is `given`.
+
+    Not divided where there is no `divisor` to keep what it is divided by.
+    """
+    value = tl.zeros((BLOCK,), ACC)
+    count = tl.zeros((BLOCK,), ACC)
+    for start in range(0, n, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        value += tl.load(losses + i, mask=i < n, other=0.0)
+        if counts is not None:
+            count += tl.load(counts + i, mask=i < n, other=0.0)
+    total = tl.sum(value, 0)
     if divisor is not None:
-        n = tl.full((), given, ACC)
-        if target is not None:
-            n = tl.sum(counts, 0)
-        tl.store(divisor, n)
-        value = divided(value, n)
-    tl.store(result, value)
+        rows = tl.full((), given, ACC)
+        if counts is not None:
+            rows = tl.sum(count, 0)
+        tl.store(divisor, rows)
+        total = divided(total, rows)
+    tl.store(result, stored(total, result))
 
 
 def total(x: Tensor) -> Tensor:
-    """Σ x, 0-d."""
+    """Σ x, 0-d; torch adds up many."""
     if x.numel() > FEW or not x.is_contiguous():
         return x.sum()
-    result = x.new_empty(())
-    _launch(x, None, None, result, None, 0, 0, 0.0)
-    return result
+    return finish(x, None, 0.0, False, x.dtype)[0]
 
 
-def mean(loss: Tensor, problem: Problem, normalizer: float) -> tuple[Tensor, Tensor]:
-    """Return Σℓ/n and n of few rows, both 0-d; n counts the labels, or is a normalizer above 0."""
-    result, divisor = loss.new_empty(()), loss.new_empty(())
-    labels = None if normalizer else problem.target.contiguous()
-    weight = None if problem.weight is None else problem.weight.contiguous()
-    sizes = problem.classes, problem.options.ignore_index
-    _launch(loss, labels, weight, result, divisor, *sizes, normalizer)
-    return result, divisor
+def finish(
+    losses: Tensor, counts: Tensor | None, given: float, mean: bool, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """Return Σ of the losses in `dtype`; or, for a mean, that over n, and n: two 0-d tensors.
 
-
-def _launch(
-    loss: Tensor,
-    target: Tensor | None,
-    weight: Tensor | None,
-    result: Tensor,
-    divisor: Tensor | None,
-    *rest: float,
-) -> None:
-    block, warps = (LEAST, 4) if loss.numel() <= LEAST else (MOST, 16)
-    tensors, numbers = (loss, target, weight, result, divisor), (loss.numel(), *rest)
-    with on_device(loss):
-        launch(reduced, 1, warps, *tensors, *numbers, ACCUMULATORS[loss.dtype], block)
+    n is Σ of the counts, or without them what is `given`.
+    """
+    result = fresh(losses, dtype=dtype)
+    n = fresh(losses, dtype=losses.dtype) if mean else None
+    block, warps = (LEAST, 4) if losses.numel() <= LEAST else (MOST, 16)
+    tensors, numbers = (losses, counts, result, n), (losses.numel(), given)
+    with on_device(losses):
+        launch(finished, 1, warps, *tensors, *numbers, ACCUMULATORS[losses.dtype], block)
+    return result, n

@@ -3,13 +3,12 @@
 p = exp(z − M) / S        log p = (z − M) − log S        M = max z,  S = Σ exp(z − M)
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from custom_ops.kernels.cuda.arithmetic import finite, vanishing_exp
-from custom_ops.kernels.cuda.launch import launch, on_device
+from custom_ops.kernels.cuda.launch import fresh, launch, on_device
 from custom_ops.kernels.cuda.layout import fresh_like, unview, view
 from custom_ops.kernels.cuda.parameters import tile_of
 from custom_ops.kernels.cuda.rows import cells, chunk_cells, dense, multiples, place
@@ -88,7 +87,7 @@ def softmax(input: Tensor, dim: int, log: bool) -> Tensor:
             tensors = (z.tensor, y.tensor)
             launch(softmax_whole, programs, t.warps, *tensors, z.rows, z.sizes, log, kind)
         else:
-            partials = torch.empty(2, z.rows, t.chunks, dtype=dtype, device=input.device)
+            partials = fresh(input, 2, z.rows, t.chunks, dtype=dtype)
             sizes = (z.rows, z.sizes, t.chunks)
             launch(softmax_partial, programs, t.warps, z.tensor, partials, *sizes, kind)
             tensors = (z.tensor, y.tensor, partials)

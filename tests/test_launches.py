@@ -1,0 +1,97 @@
+"""The node's launches beside Triton's: the same kernels, with the same parameters to the byte.
+
+A driver that launches nothing writes down what it is handed, in a process of its own, where the
+compiled kernels are called on CPU tensors (`launches/`). Streams and devices need a device.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from custom_ops.kernels import cpu, cuda
+
+pytestmark = [
+    pytest.mark.skipif(cuda.interpreted, reason="TRITON_INTERPRET=1: nothing is compiled"),
+    pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed"),
+    pytest.mark.skipif(cpu.library is None, reason=f"no C++ node: {cpu.missing}"),
+    pytest.mark.skipif(shutil.which("gcc") is None, reason="no C compiler"),
+]
+HERE = Path(__file__).parent / "launches"
+
+
+class Launch(NamedTuple):
+    """A line of the driver's log."""
+
+    by: str
+    kernel: str  #: its name and its handle
+    where: list[str]  #: grid, threads, shared memory, stream and the number of attributes
+    parameters: list[str]
+
+    @staticmethod
+    def of(line: str) -> "Launch":
+        by, name, handle, grid, threads, shared, stream, attributes, *parameters = line.split(" ")
+        where = [grid, threads, shared, stream, attributes]
+        return Launch(by, f"{name} {handle}", where, parameters)
+
+
+@pytest.fixture(scope="module")
+def calls(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
+    folder = tmp_path_factory.mktemp("driver")
+    driver = ("-shared", "-fPIC", "-w", "-o", folder / "libcuda.so.1", HERE / "driver.c")
+    subprocess.run(["gcc", *driver], check=True)
+    paths = {"LD_LIBRARY_PATH": folder, "TRITON_LIBCUDA_PATH": folder, "LAUNCHES": folder / "log"}
+    environment = os.environ | {name: str(path) for name, path in paths.items()}
+    run = subprocess.run(
+        [sys.executable, HERE / "calls.py"], env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    found = [json.loads(line) for line in run.stdout.splitlines()]
+    return {call["name"]: call["runs"] for call in found}
+
+
+def addresses(first: list[Launch], again: list[Launch]) -> Iterator[tuple[int, int]]:
+    """Yield the parameters that differ, which must be addresses of memory."""
+    for a, b in zip(first, again, strict=True):
+        for x, y in zip(a.parameters, b.parameters, strict=True):
+            if x != y:
+                assert len(x) == len(y) == 16, (a, b)
+                yield int(x, 16), int(y, 16)
+
+
+NAMES = (
+    *("mnist", "a sum", "a loss a row", "one row", "one class", "float64", "bfloat16 in chunks"),
+    *("probabilities and a weight", "a normalizer", "pixels", "rows apart", "off by a number"),
+    *("softmax", "softmax of odd rows", "log-softmax in chunks"),
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_node_hands_over_what_triton_does(calls, name):
+    runs = calls[name]
+    first, *later = [[Launch.of(line) for line in run["launches"]] for run in runs]
+    assert {launch.by for launch in first} == {"Triton"}
+    for run, again in zip(runs[1:], later, strict=True):
+        assert "custom_ops" in run["node"]
+        assert {launch.by for launch in again} == {"node"}
+        assert [x.kernel for x in again] == [x.kernel for x in first]
+        assert [x.where for x in again] == [x.where for x in first]
+        # what was at one address is at one other, and the tensors of the call where they lie
+        moved = list(addresses(first, again))
+        assert moved
+        there, back = dict(moved), {b: a for a, b in moved}
+        assert len(there) == len(back) == len(set(moved))
+        used = {int(p, 16) for launch in first for p in launch.parameters}
+        for a, b in zip(runs[0]["addresses"], run["addresses"], strict=True):
+            assert there.get(a, a) == b or a not in used
+
+
+def test_every_call_is_looked_at(calls):
+    assert tuple(calls) == NAMES
