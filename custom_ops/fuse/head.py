@@ -162,7 +162,7 @@ def _linear(input: Any, weight: Any, bias: Any = None) -> LazyLogits | None:
     if any(t.device != x.device or t.dtype != x.dtype for t in parameters):
         return None
     weight, bias = parameters if len(parameters) > 1 else (*parameters, None)
-    return linear(Form((x,), (weight,), bias, x.dim() - 1, x.dtype, (origin,)))
+    return linear(Form(x, weight, bias, (origin,), x.dim() - 1, x.dtype))
 
 
 def _backward_hooks(layer: nn.Module) -> Iterator[Any]:
