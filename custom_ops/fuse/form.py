@@ -83,7 +83,7 @@ class Form(NamedTuple):
     @property
     def classes(self) -> int:
         """C."""
-        return len(self.W)
+        return self.W.shape[0]
 
     def shape(self, classes: int) -> tuple[int, ...]:
         """The shape of the logits, with this number of classes."""
@@ -141,7 +141,7 @@ class Form(NamedTuple):
         """The rows of x, the features last."""
         for origin in self.origins:
             origin.check()
-        return self.x.movedim(self.dim, -1)
+        return self.x if self.x.dim() == self.dim + 1 else self.x.movedim(self.dim, -1)
 
     def _numbers(self, x: Tensor) -> Tensor:
         z = self._bent(F.linear(x, self.W, self.b))

@@ -21,10 +21,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from custom_ops.autocast import autocast_is_on
 from custom_ops.fuse.form import Form, version
-from custom_ops.fuse.table import TABLE, Call, Unknown, each, need
+from custom_ops.fuse.table import TABLE, Unknown, each, need
 
-__all__ = ["LazyLogits", "linear"]
+__all__ = ["LazyLogits", "Linear"]
 
+Args, Kwargs = tuple[Any, ...], dict[str, Any]
 aten = torch.ops.aten
 
 
@@ -35,7 +36,7 @@ class LazyLogits(Tensor):
     form: Form
     shadow: Tensor  #: on the meta device: shape, strides and dtype
     sources: tuple[LazyLogits, ...]  #: what it was made from
-    base: LazyLogits | None  #: in whose memory it lies
+    base: LazyLogits | None = None  #: in whose memory it lies
     shared = False  #: whether another lies in its memory
     computed: Tensor | None = None  #: the numbers, if something needed them
     born = 0  #: its version at first
@@ -43,20 +44,14 @@ class LazyLogits(Tensor):
     spent = False  #: whether a fused loss was taken of it, past its place in the graph
 
     @staticmethod
-    def of(
-        form: Form, shadow: Tensor, sources: tuple[LazyLogits, ...] = (), view: bool = False
-    ) -> LazyLogits:
+    def of(form: Form, shadow: Tensor, sources: Any = (), view: bool = False) -> LazyLogits:
         """Return the lazy tensor of `form` that looks like `shadow`."""
-        z = Tensor._make_wrapper_subclass(
-            LazyLogits,
-            *(shadow.shape, shadow.stride(), shadow.storage_offset()),
-            dtype=shadow.dtype,
-            device=form.x.device,
-        )
-        z.form = form if form.dtype == shadow.dtype else form._replace(dtype=shadow.dtype)
-        z.shadow, z.sources, z.base = shadow, sources, None
+        lies = shadow.shape, shadow.stride(), shadow.storage_offset()
+        kind = {"dtype": shadow.dtype, "device": form.x.device}
+        z = Tensor._make_wrapper_subclass(LazyLogits, *lies, **kind)
+        z.form, z.shadow, z.sources = form._replace(dtype=shadow.dtype), shadow, sources
         if view:
-            z.base, z.born = sources[0].root, version(sources[0])
+            z.base, z.born = sources[0].root(), version(sources[0])
             z.base.shared = True
         return z
 
@@ -65,39 +60,35 @@ class LazyLogits(Tensor):
 
     @classmethod
     @torch._disable_dynamo
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(cls, func: Any, types: Any, args: Args = (), kwargs: Any = None) -> Any:
         with torch._C.DisableTorchFunctionSubclass():
-            return SPECIAL.get(func, _answered)(func, args, kwargs or {})
+            answer = FUNCTIONS.get(func)
+            return answer(func, args, kwargs or {}) if answer else func(*args, **kwargs or {})
 
     @classmethod
     @torch._disable_dynamo
-    def __torch_dispatch__(  # type: ignore[override]
-        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Args = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         try:
-            return _made(func, args, kwargs)
+            return _made(func, args, kwargs or {})
         except Unknown:
-            made = func.decompose(*args, **kwargs)
-        return _computed(func, args, kwargs) if made is NotImplemented else made
+            made = func.decompose(*args, **kwargs or {})
+        return _computed(func, args, kwargs or {}) if made is NotImplemented else made
 
-    @property
     def root(self) -> LazyLogits:
-        """The tensor in whose memory it lies: itself, if it is no view."""
+        """Return the tensor in whose memory it lies: itself, if it is no view."""
         return self if self.base is None else self.base
 
     def numbers(self) -> Tensor:
         """Return the values, without gradient; they lie in memory as views of each other do."""
-        base = self.base
-        if base is not None and (base.computed is not None or base.numel() == self.numel()):
+        base = self.root()
+        if base is not self and (base.computed is not None or base.numel() == self.numel()):
             return base.numbers().as_strided(self.shape, self.stride(), self.storage_offset())
         if self.computed is None:
             with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-                values = self.form.dense()
+                self.computed = self.form.dense()
                 like = torch.empty_like(self.shadow)  # its strides, but for gaps
-                if values.stride() != like.stride():
-                    values = torch.empty_like(like, device=values.device).copy_(values)
-                self.computed = values
+                if self.computed.stride() != like.stride():
+                    self.computed = torch.empty_like(like, device=self.device).copy_(self.computed)
         return self.computed
 
     def is_fusable(self) -> bool:
@@ -105,13 +96,11 @@ class LazyLogits(Tensor):
 
         It may where nobody looks: no hook, no leaf, no Function of somebody else.
         """
-        if version(self) != self.born or not self.requires_grad:
-            return version(self) == self.born
-        node = self.grad_fn
-        theirs = isinstance(node, BackwardCFunction) and type(node) is not _Linear._backward_cls
-        if node is None or theirs or self.asked:
+        node, looked_at = self.grad_fn, self.asked or self.is_leaf
+        looked_at |= isinstance(node, BackwardCFunction) and type(node) is not Linear._backward_cls
+        if self.requires_grad and (looked_at or not all(z.is_fusable() for z in self.sources)):
             return False
-        return all(z.is_fusable() for z in self.sources)
+        return version(self) == self.born
 
     def spend(self, loss: Tensor) -> None:
         """Note that `loss` was taken of it; hooks that only signal go to the loss."""
@@ -122,43 +111,38 @@ class LazyLogits(Tensor):
             z.spend(loss)
 
 
-class _Linear(Function):
-    """x Wᵀ + b; the gradient that nobody fused: dx = dz W, dW = dzᵀ x, db = Σ dz."""
+class Linear(Function):
+    """The lazy tensor of x Wᵀ + b; unless it is fused, dx = dz W, dW = dzᵀ x, db = Σ dz."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, W: Tensor, b: Tensor | None, form: Form) -> Tensor:
+        """Return z."""
         ctx.save_for_backward(x, W)
         shape = form.shape(form.classes)
         return LazyLogits.of(form, torch.empty(shape, dtype=form.dtype, device="meta"))
 
     @staticmethod
     def backward(ctx: Any, dz: Tensor) -> Any:
+        """Return dx, dW and db."""
         x, W = ctx.saved_tensors
         for_x, for_W, for_b, _ = ctx.needs_input_grad
         rows = dz.reshape(-1, W.shape[0])
-        dx = dz @ W if for_x else None
         dW = rows.t() @ x.reshape(-1, W.shape[1]) if for_W else None
-        return dx, dW, rows.sum(0) if for_b else None, None
-
-
-def linear(form: Form) -> LazyLogits:
-    """Return the lazy tensor of x Wᵀ + b."""
-    return _Linear.apply(form.x, form.W, form.b, form)
+        return dz @ W if for_x else None, dW, rows.sum(0) if for_b else None, None
 
 
 # Functions
 
 
-def _answered(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What a function of the table answers, or what it does to a tensor."""
-    answer, z = TABLE.get(func), args[0] if args else kwargs.get("input")
-    if answer is None or not isinstance(z, LazyLogits) or not z.is_fusable() or not z.numel():
-        return func(*args, **kwargs)
-    form, wide = _form(z), autocast_is_on(z)
+def _answered(func: Any, args: Args, kwargs: Kwargs) -> Any:
+    """What a function of the table answers; else what it does to a tensor."""
+    z, wide = args[0] if args else kwargs.get("input"), False
     options = {name: value for name, value in kwargs.items() if name != "input"}
     try:
+        need(isinstance(z, LazyLogits) and z.is_fusable() and z.numel())
+        wide = autocast_is_on(z)
         with torch.autocast(z.device.type, enabled=False) if wide else nullcontext():
-            given = answer(form._replace(widened=wide), *args[1:], **options)
+            given = TABLE[func](_form(z)._replace(widened=wide), *args[1:], **options)
     except Unknown:
         return func(*args, **kwargs)
     z.form.origins[0].head.fused += 1
@@ -168,20 +152,20 @@ def _answered(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return given
 
 
-def _of_memory(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _of_memory(func: Any, args: Args, kwargs: Kwargs) -> Any:
     return func(aten.alias_copy(args[0]), *args[1:], **kwargs)
 
 
-def _of_gradient(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _of_gradient(func: Any, args: Args, kwargs: Kwargs) -> Any:
     """Somebody may look at the gradient from now on."""
     given = tree_leaves((args, kwargs))
-    for z in given:
-        if isinstance(z, LazyLogits) and not any(map(is_signal, given)):
-            if z.spent and func != GRAD_FN:
-                raise RuntimeError(
-                    "the loss was taken without the logits, which so have no gradient: expected "
-                    f"{func.__name__} before the loss, or a model after custom_ops.unfuse"
-                )
+    for z in () if any(map(is_signal, given)) else given:
+        if getattr(z, "spent", False) and func != GRAD_FN:
+            raise RuntimeError(
+                "the loss was taken without the logits, which so have no gradient: expected "
+                f"{func.__name__} before the loss, or a model after custom_ops.unfuse"
+            )
+        if isinstance(z, LazyLogits):
             z.asked = True
     return func(*args, **kwargs)
 
@@ -193,24 +177,21 @@ def is_signal(hook: Any) -> bool:
 
 
 GRAD_FN, DATA = (vars(torch._C.TensorBase)[name].__get__ for name in ("grad_fn", "data"))
-MEMORY = (
-    "numpy tolist data_ptr storage untyped_storage __array__ __dlpack__ __deepcopy__ __reduce_ex__"
-)
-#: Functions that are no operator.
-SPECIAL: dict[Any, Callable[..., Any]] = {
-    **{getattr(Tensor, name): _of_memory for name in MEMORY.split()},
+GRADIENT = [GRAD_FN, Tensor.register_hook, Tensor.retain_grad, torch.autograd.grad]
+MEMORY = ["numpy", "tolist", "data_ptr", "storage", "untyped_storage", "__array__", "__dlpack__"]
+#: What runs in place of a function: of the table, or one that is no operator.
+FUNCTIONS: dict[Any, Callable[[Any, Args, Kwargs], Any]] = {
+    **dict.fromkeys(TABLE, _answered),
+    **{getattr(Tensor, name): _of_memory for name in [*MEMORY, "__deepcopy__", "__reduce_ex__"]},
+    **dict.fromkeys(GRADIENT, _of_gradient),
     DATA: lambda func, args, kwargs: args[0].detach(),
-    GRAD_FN: _of_gradient,
-    Tensor.register_hook: _of_gradient,
-    Tensor.retain_grad: _of_gradient,
-    torch.autograd.grad: _of_gradient,
 }
 
 
 # Operators
 
 
-def _made(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _made(func: Any, args: Args, kwargs: Kwargs) -> Any:
     """The lazy tensor, or several, that a rule of the table makes."""
     rule, inplace = TABLE.get(func), func._schema.is_mutable
     need(rule)
@@ -219,12 +200,11 @@ def _made(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     need(sources and all(version(z) == z.born and z.numel() for z in sources))
     first = sources[0]
     if inplace:  # nothing else lies in its memory, and autograd follows
-        recorded = torch.is_grad_enabled() or not first.requires_grad
-        need(first is args[0] and recorded and first.base is first.computed is None)
-        need(not first.shared)
+        need(first is args[0] and not first.shared and first.base is first.computed is None)
+        need(torch.is_grad_enabled() or not first.requires_grad)
     out = None if func is aten.index.Tensor else func(*each(_shadow, args), **kwargs)
     with enable_reentrant_dispatch():
-        made = rule(Call(func, out), *each(_form, args), **kwargs)
+        made = rule(func, out, *each(_form, args), **kwargs)
     if isinstance(made, Tensor):
         return made
     if inplace:
@@ -238,27 +218,23 @@ def _made(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return LazyLogits.of(made, out, sources, func.is_view)
 
 
-def _computed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _computed(func: Any, args: Args, kwargs: Kwargs) -> Any:
     """What an operator does to the numbers."""
     if torch.Tag.inplace_view in func.tags:
         raise RuntimeError(
-            f"{func} changes the shape of logits in place: expected one that does not"
+            f"{func} changes the shape of logits in place: expected a copy or a view"
         )
     lazies = [z for z in tree_leaves((args, kwargs)) if isinstance(z, LazyLogits)]
     for z in lazies:
         for origin in z.form.origins:
             origin.head.tell(func, z.shape)
         if func.is_view or func._schema.is_mutable:  # the others in its memory see what is written
-            z.root.numbers()
+            z.root().numbers()
     numbers = {id(z): z.numbers() for z in lazies}
     if func is aten.alias_copy.default:
         return numbers[id(args[0])]
     args, kwargs = tree_map(lambda t: numbers.get(id(t), t), (args, kwargs))
-    out = func(*args, **kwargs)
-    if not func._schema.is_mutable:
-        return out
-    written = {id(numbers[id(z)]): z for z in lazies}
-    return tree_map(lambda t: written.get(id(t), t), out)
+    return func(*args, **kwargs)
 
 
 def _shadow(z: Any) -> Any:

@@ -1,6 +1,6 @@
 """What each operation does to a lazy tensor: one table.
 
-An operator of ATen that stands here makes another form of it, by a rule: rule(call, form, …). A
+An operator of ATen that stands here makes another form of it, by a rule: rule(op, out, form, …). A
 function that stands here is answered from x and W: answer(form, …). Both raise `Unknown` for
 arguments that they cannot serve. Then, and for what does not stand here, the logits are computed.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from custom_ops.autocast import HALVES
 from custom_ops.cross_entropy import cross_entropy
 from custom_ops.fuse.form import Form
 
-__all__ = ["TABLE", "Call", "Unknown", "each", "need"]
+__all__ = ["TABLE", "Unknown", "each", "need"]
 
 aten = torch.ops.aten
 
@@ -36,13 +36,6 @@ def need(condition: Any) -> None:
         raise Unknown
 
 
-class Call(NamedTuple):
-    """An operator, and its result on the meta device; for `index` None, as the data makes it."""
-
-    operator: Any
-    out: Any
-
-
 def each(function: Callable[[Any], Any], args: Any) -> list[Any]:
     """Return `function` of each argument, and of each in a list."""
     return [[function(t) for t in a] if isinstance(a, list) else function(a) for a in args]
@@ -51,31 +44,32 @@ def each(function: Callable[[Any], Any], args: Any) -> list[Any]:
 # Rows and dimensions
 
 
-def reshaped(call: Call, form: Form, *_: Any) -> Form:
+def reshaped(op: Any, out: Any, form: Form, *_: Any) -> Form:
     """The classes are where as many entries lie before them as did."""
-    shape, before = call.out.shape, form.x.shape[: form.dim].numel()
+    shape, entries, before = list(out.shape), 1, math.prod(form.x.shape[: form.dim])
     for dim, size in enumerate(shape):
-        if size == form.classes and shape[:dim].numel() == before:
-            x = form.x.reshape(*shape[:dim], form.x.shape[form.dim], *shape[dim + 1 :])
-            return form._replace(x=x, dim=dim)
+        if size == form.classes and entries == before:
+            shape[dim] = form.x.shape[form.dim]
+            return form._replace(x=form.x.reshape(shape), dim=dim)
+        entries *= size
     raise Unknown
 
 
-def moved(call: Call, *args: Any, **kwargs: Any) -> Any:
+def moved(op: Any, out: Any, *args: Any, **kwargs: Any) -> Any:
     """What moves, cuts or joins dimensions does so to x. One class more shows where they go."""
     forms = args[0] if isinstance(args[0], list) else [args[0]]
     need(all(isinstance(f, Form) and same(forms[0], f, "W", "b") for f in forms))
 
     def of(part: Callable[[Form], Tensor]) -> Any:
         given = each(lambda a: part(a) if isinstance(a, Form) else a, args)
-        got = call.operator(*given, **kwargs)
+        got = op(*given, **kwargs)
         return got if isinstance(got, (list, tuple)) else [got]
 
     try:
         wider = of(lambda form: torch.empty(form.shape(form.classes + 1), device="meta"))
     except RuntimeError:  # sizes that are those of the classes
         raise Unknown from None
-    outs = call.out if isinstance(call.out, (list, tuple)) else [call.out]
+    outs = out if isinstance(out, (list, tuple)) else [out]
     dims = [
         [d for d, n in enumerate(out.shape) if n == forms[0].classes == other.shape[d] - 1]
         for out, other in zip(outs, wider, strict=False)
@@ -86,23 +80,23 @@ def moved(call: Call, *args: Any, **kwargs: Any) -> Any:
         forms[0]._replace(x=x, dim=dim, origins=origins)
         for x, (dim,) in zip(of(lambda form: form.x), dims, strict=True)
     ]
-    return made if outs is call.out else made[0]
+    return made if outs is out else made[0]
 
 
-def sliced(call: Call, form: Form, dim: int = 0, *cut: Any) -> Any:
+def sliced(op: Any, out: Any, form: Form, dim: int = 0, *cut: Any) -> Any:
     """Rows, or classes: then of W and b."""
-    if not form.over(dim) or call.out.shape[form.dim] == form.classes:
-        return moved(call, form, dim, *cut)
-    need(form.kind == "logits" and call.out.shape[form.dim] > 1)
-    return form.of(lambda t: call.operator(t, 0, *cut), "W", "b")
+    if not form.over(dim) or out.shape[form.dim] == form.classes:
+        return moved(op, out, form, dim, *cut)
+    need(form.kind == "logits" and out.shape[form.dim] > 1)
+    return form.of(lambda t: op(t, 0, *cut), "W", "b")
 
 
-def indexed(call: Call, form: Form, indices: list[Tensor | None]) -> Form:
+def indexed(op: Any, out: Any, form: Form, indices: list[Tensor | None]) -> Form:
     """Rows by their numbers or by a mask; the classes stay last."""
     masks = (torch.bool, torch.uint8)
     taken = sum(1 if i is None or i.dtype not in masks else i.dim() for i in indices)
     need(form.over(-1) and taken <= form.dim)
-    x = call.operator(form.x, indices)
+    x = op(form.x, indices)
     return form._replace(x=x, dim=x.dim() - 1)
 
 
@@ -118,13 +112,15 @@ def same(a: Form, b: Form, *names: str) -> bool:
 # Each number
 
 
-def cast(call: Call, form: Form, *, device: Any = None, layout: Any = None, **_: Any) -> Form:
+def cast(
+    op: Any, out: Any, form: Form, *, device: Any = None, layout: Any = None, **_: Any
+) -> Form:
     need(device in (None, form.x.device) and layout in (None, torch.strided))
-    need(call.out.dtype.is_floating_point)
+    need(out.dtype.is_floating_point)
     return form
 
 
-def scaled(call: Call, form: Any, by: Any) -> Form:
+def scaled(op: Any, out: Any, form: Any, by: Any) -> Form:
     """Times a number, or a tensor that holds one; p times log p."""
     if not isinstance(form, Form):
         form, by = by, form
@@ -146,13 +142,13 @@ def scaled(call: Call, form: Any, by: Any) -> Form:
     return form._replace(cap=form.cap * by)
 
 
-def divided(call: Call, form: Any, by: Any) -> Form:
+def divided(op: Any, out: Any, form: Any, by: Any) -> Form:
     need(isinstance(form, Form))
     need(by.is_floating_point() if isinstance(by, Tensor) else isinstance(by, (int, float)) and by)
-    return scaled(call, form, 1 / by)
+    return scaled(op, out, form, 1 / by)
 
 
-def added(call: Call, form: Any, other: Any, *, alpha: float = 1) -> Form:
+def added(op: Any, out: Any, form: Any, other: Any, *, alpha: float = 1) -> Form:
     """The sum with logits of another layer on the same rows, or with a number for each class."""
     if not isinstance(form, Form):
         form, other = other, form
@@ -166,7 +162,7 @@ def added(call: Call, form: Any, other: Any, *, alpha: float = 1) -> Form:
     else:
         need(form.over(-1) and isinstance(other, Tensor) and narrow(other, form))
         need(other.numel() == other.shape[-1:].numel() == form.classes)
-        need(call.out.dim() == form.x.dim())
+        need(out.dim() == form.x.dim())
         b = other.reshape(-1) / form.scale
     bs = [t.to(form.W.dtype) for t in (form.b, b) if t is not None]
     return form._replace(b=sum(bs[1:], bs[0]) if bs else None)
@@ -177,25 +173,25 @@ def narrow(other: Tensor, form: Form) -> bool:
     return torch.promote_types(other.dtype, form.W.dtype) == form.W.dtype
 
 
-def capped(call: Call, form: Form) -> Form:
+def capped(op: Any, out: Any, form: Form) -> Form:
     need(form.kind == "logits" and form.cap is None)
     return form._replace(cap=1.0)
 
 
-def normalised(call: Call, form: Form, dim: int, _: bool, *, kind: str) -> Form:
+def normalised(op: Any, out: Any, form: Form, dim: int, _: bool, *, kind: str) -> Form:
     need(form.kind == "logits" and form.over(dim))
     return form._replace(kind=kind)
 
 
-def exponential(call: Call, form: Form) -> Form:
+def exponential(op: Any, out: Any, form: Form) -> Form:
     need((form.kind, form.factor) == ("log_probs", 1))
     return form._replace(kind="probs")
 
 
-def like(call: Call, form: Form, *args: Any, device: Any = None, **kwargs: Any) -> Tensor:
+def like(op: Any, out: Any, form: Form, *args: Any, device: Any = None, **kwargs: Any) -> Tensor:
     """Shape and dtype only."""
     blank = torch.empty(form.shape(form.classes), dtype=form.dtype, device="meta")
-    return call.operator(blank, *args, device=device or form.x.device, **kwargs)
+    return op(blank, *args, device=device or form.x.device, **kwargs)
 
 
 # Answers
@@ -282,7 +278,7 @@ TABLE: dict[Any, Callable[..., Any]] = {
             "select.int split.Tensor split_with_sizes unbind.int index_select cat stack": moved,
             "slice.Tensor": sliced,
             "index.Tensor": indexed,
-            "alias detach clone": lambda call, form, **_: form,
+            "alias detach clone": lambda op, out, form, **_: form,
             "_to_copy": cast,
             "mul.Tensor mul_.Tensor": scaled,
             "div.Tensor div_.Tensor": divided,
