@@ -49,7 +49,8 @@ class LazyLogits(Tensor):
         lies = shadow.shape, shadow.stride(), shadow.storage_offset()
         kind = {"dtype": shadow.dtype, "device": form.x.device}
         z = Tensor._make_wrapper_subclass(LazyLogits, *lies, **kind)
-        z.form, z.shadow, z.sources = form._replace(dtype=shadow.dtype), shadow, sources
+        z.form = form if form.dtype is shadow.dtype else form._replace(dtype=shadow.dtype)
+        z.shadow, z.sources = shadow, sources
         if view:
             z.base, z.born = sources[0].root(), version(sources[0])
             z.base.shared = True

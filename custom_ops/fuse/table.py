@@ -56,38 +56,32 @@ def reshaped(op: Any, out: Any, form: Form, *_: Any) -> Form:
 
 
 def moved(op: Any, out: Any, *args: Any, **kwargs: Any) -> Any:
-    """What moves, cuts or joins dimensions does so to x. One class more shows where they go."""
+    """What moves, cuts or joins dimensions does so to x: where C numbers were are D features."""
     forms = args[0] if isinstance(args[0], list) else [args[0]]
-    need(all(isinstance(f, Form) and same(forms[0], f, "W", "b") for f in forms))
-
-    def of(part: Callable[[Form], Tensor]) -> Any:
-        given = each(lambda a: part(a) if isinstance(a, Form) else a, args)
-        got = op(*given, **kwargs)
-        return got if isinstance(got, (list, tuple)) else [got]
-
+    first = forms[0]
+    need(all(isinstance(f, Form) and (f is first or same(first, f, "W", "b")) for f in forms))
+    C, D = first.W.shape
+    need(C != D)
     try:
-        wider = of(lambda form: torch.empty(form.shape(form.classes + 1), device="meta"))
-    except RuntimeError:  # sizes that are those of the classes
+        x = op(*each(lambda a: a.x if isinstance(a, Form) else a, args), **kwargs)
+    except (IndexError, RuntimeError):  # numbers or sizes that are those of the classes
         raise Unknown from None
-    outs = out if isinstance(out, (list, tuple)) else [out]
-    dims = [
-        [d for d, n in enumerate(out.shape) if n == forms[0].classes == other.shape[d] - 1]
-        for out, other in zip(outs, wider, strict=False)
-    ]
-    need(len(outs) == len(wider) and all(len(found) == 1 for found in dims))
     origins = tuple(dict.fromkeys(origin for form in forms for origin in form.origins))
-    made = [
-        forms[0]._replace(x=x, dim=dim, origins=origins)
-        for x, (dim,) in zip(of(lambda form: form.x), dims, strict=True)
-    ]
-    return made if outs is out else made[0]
+    made, several = [], isinstance(out, (list, tuple))
+    for z, part in zip(out, x, strict=False) if several else [(out, x)]:
+        dims = [dim for dim, size in enumerate(z.shape) if (size, part.shape[dim]) == (C, D)]
+        need(len(dims) == 1)
+        made.append(first._replace(x=part, dim=dims[0], origins=origins))
+    return made if several else made[0]
 
 
 def sliced(op: Any, out: Any, form: Form, dim: int = 0, *cut: Any) -> Any:
     """Rows, or classes: then of W and b."""
-    if not form.over(dim) or out.shape[form.dim] == form.classes:
+    if not form.over(dim):
         return moved(op, out, form, dim, *cut)
-    need(form.kind == "logits" and out.shape[form.dim] > 1)
+    if out.shape[dim] == form.classes:
+        return form
+    need(form.kind == "logits" and out.shape[dim] > 1)
     return form.of(lambda t: op(t, 0, *cut), "W", "b")
 
 
@@ -112,10 +106,8 @@ def same(a: Form, b: Form, *names: str) -> bool:
 # Each number
 
 
-def cast(
-    op: Any, out: Any, form: Form, *, device: Any = None, layout: Any = None, **_: Any
-) -> Form:
-    need(device in (None, form.x.device) and layout in (None, torch.strided))
+def cast(op: Any, out: Any, form: Form, **to: Any) -> Form:
+    need(to.get("device") in (None, form.x.device) and to.get("layout") in (None, torch.strided))
     need(out.dtype.is_floating_point)
     return form
 
