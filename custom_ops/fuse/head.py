@@ -139,6 +139,8 @@ class Features(Tensor):
                 need(func is F.linear)
                 return _linear(*args, **kwargs or {})
             except Unknown:
+                if func is F.linear and isinstance(args[0], Features):
+                    args[0].origin[0].tell("F.linear with this weight", args[0].shape)
                 return func(*args, **kwargs or {})
 
 

@@ -99,6 +99,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     ),
     "shifted": shifted,
     "shifted and smoothed": lambda z, y: shifted(z, ignored(y), label_smoothing=0.1),
+    "squeezed": lambda z, y: F.cross_entropy(z[:, -1:].squeeze(1), y[:, -1:].squeeze()),
     "one row": lambda z, y: F.cross_entropy(z[0, 1], y[0, 1]),
     "masked": lambda z, y: F.cross_entropy(z[y > 4], y[y > 4]),
     "masked by a column": lambda z, y: F.cross_entropy(
@@ -155,10 +156,11 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "entropy": lambda z, y: shifted(z, y) - 0.1 * entropy(z).mean(),
     "entropy of softmax": lambda z, y: -(z.softmax(-1) * z.log_softmax(-1)).sum(-1).mean(),
     "as in TRL": selected_as_in_trl,
+    "a distribution": lambda z, y: -torch.distributions.Categorical(logits=z).log_prob(y).mean(),
     "two losses": lambda z, y: F.cross_entropy(z[:, :-1].mT, y[:, 1:]) + shifted(z.flip(1), y),
 }
-#: Of these one operation is not in the table.
-NOT_IN_THE_TABLE = {"two losses"}
+#: Of these an operation is not in the table.
+NOT_IN_THE_TABLE = {"two losses", "a distribution"}
 
 
 @pytest.mark.parametrize("name", LOSSES)
