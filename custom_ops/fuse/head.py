@@ -103,10 +103,11 @@ class Head:
         if not (torch.is_grad_enabled() if layer.training else self.evaluation):
             return None
         x = args[0] if args else kwargs.get("input")
-        if not _is_plain(x) or is_transformed() or is_watched():
+        fits = isinstance(x, Tensor) and x.is_floating_point() and x.device.type in ("cpu", "cuda")
+        if not fits or is_transformed() or is_watched() or not is_plain(x, x.device.type):
             return None
-        names = "_backward_hooks", "_backward_pre_hooks"
-        if any(getattr(layer, n) or getattr(every_module, f"_global{n}") for n in names):
+        every = every_module._global_backward_hooks, every_module._global_backward_pre_hooks
+        if any(every) or layer._backward_hooks or layer._backward_pre_hooks:
             self.tell("a backward hook on the head", x.shape)
             return None
         marked = x.as_subclass(Features)
@@ -146,22 +147,19 @@ class Features(Tensor):
 
 def _linear(input: Any, weight: Any, bias: Any = None) -> Tensor:
     """x Wᵀ + b, if these are what the last layer in one piece takes."""
-    parameters = (weight,) if bias is None else (weight, bias)
-    need(isinstance(input, Features) and all(map(_is_plain, parameters)))
-    origin = Origin(*input.origin, *parameters)
+    need(isinstance(input, Features))
+    origin = Origin(*input.origin, *((weight,) if bias is None else (weight, bias)))
     x, *parameters = origin.tensors
+    for t in parameters:
+        need(type(t) in (Tensor, nn.Parameter) and t.layout is torch.strided)
+        need(t.device == x.device and not hasattr(t, "ds_id"))
     need(weight.dim() == 2 and len(weight) > 1 and x.shape[-1:] == weight.shape[1:] and x.numel())
     need(bias is None or bias.shape == weight.shape[:1])
     if autocast_is_on(x):
         x, *parameters = map(autocast_linear, origin.tensors)
-    need(all(t.device == x.device and t.dtype == x.dtype for t in parameters))
+    need(all(t.dtype == x.dtype for t in parameters))
     W, b = (*parameters, None)[:2]
     return Linear.apply(x, W, b, Form(x, W, b, (origin,), x.dim() - 1, x.dtype))
-
-
-def _is_plain(t: Any) -> bool:
-    fits = isinstance(t, Tensor) and t.is_floating_point() and not hasattr(t, "ds_id")
-    return fits and t.device.type in ("cpu", "cuda") and is_plain(t, t.device.type)
 
 
 def _layers(model: nn.Module, head: Heads) -> Iterator[nn.Linear]:

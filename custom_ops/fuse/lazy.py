@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from custom_ops.autocast import autocast_is_on
 from custom_ops.fuse.form import Form, version
-from custom_ops.fuse.table import TABLE, Unknown, each, need
+from custom_ops.fuse.table import TABLE, Unknown, each, need, numbered
 
 __all__ = ["LazyLogits", "Linear"]
 
@@ -86,10 +86,13 @@ class LazyLogits(Tensor):
             return base.numbers().as_strided(self.shape, self.stride(), self.storage_offset())
         if self.computed is None:
             with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-                self.computed = self.form.dense()
-                like = torch.empty_like(self.shadow)  # its strides, but for gaps
-                if self.computed.stride() != like.stride():
-                    self.computed = torch.empty_like(like, device=self.device).copy_(self.computed)
+                values = self.form.dense()
+            dense = torch.empty_like(self.shadow).stride()  # without the gaps of a view
+            sizes = zip(self.shape, self.stride(), dense, strict=True)
+            strides = tuple([own if size == 1 else stride for size, own, stride in sizes])
+            if values.stride() != strides:
+                values = values.new_empty_strided(self.shape, strides).copy_(values)
+            self.computed = values
         return self.computed
 
     def is_fusable(self) -> bool:
@@ -203,7 +206,9 @@ def _made(func: Any, args: Args, kwargs: Kwargs) -> Any:
     if inplace:  # nothing else lies in its memory, and autograd follows
         need(first is args[0] and not first.shared and first.base is first.computed is None)
         need(torch.is_grad_enabled() or not first.requires_grad)
-    out = None if func is aten.index.Tensor else func(*each(_shadow, args), **kwargs)
+    if func is aten.index.Tensor:
+        args = first, numbered(args[1])
+    out = func(*each(_shadow, args), **kwargs)
     with enable_reentrant_dispatch():
         made = rule(func, out, *each(_form, args), **kwargs)
     if isinstance(made, Tensor):
@@ -214,8 +219,6 @@ def _made(func: Any, args: Args, kwargs: Kwargs) -> Any:
     if isinstance(made, list):
         pairs = zip(made, out, strict=True)
         return [LazyLogits.of(form, shadow, sources, func.is_view) for form, shadow in pairs]
-    if out is None:
-        out = torch.empty(made.shape(made.classes), dtype=made.dtype, device="meta")
     return LazyLogits.of(made, out, sources, func.is_view)
 
 

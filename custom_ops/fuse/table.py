@@ -21,7 +21,7 @@ from custom_ops.autocast import HALVES
 from custom_ops.cross_entropy import cross_entropy
 from custom_ops.fuse.form import Form
 
-__all__ = ["TABLE", "Unknown", "each", "need"]
+__all__ = ["TABLE", "Unknown", "each", "need", "numbered"]
 
 aten = torch.ops.aten
 
@@ -85,13 +85,17 @@ def sliced(op: Any, out: Any, form: Form, dim: int = 0, *cut: Any) -> Any:
     return form.of(lambda t: op(t, 0, *cut), "W", "b")
 
 
-def indexed(op: Any, out: Any, form: Form, indices: list[Tensor | None]) -> Form:
-    """Rows by their numbers or by a mask; the classes stay last."""
-    masks = (torch.bool, torch.uint8)
-    taken = sum(1 if i is None or i.dtype not in masks else i.dim() for i in indices)
-    need(form.over(-1) and taken <= form.dim)
-    x = op(form.x, indices)
-    return form._replace(x=x, dim=x.dim() - 1)
+def numbered(indices: list[Tensor | None]) -> list[Tensor | None]:
+    """Return the numbers that masks stand for, so that the result's shape is known without data."""
+    masks = [i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices]
+    each_way = zip(indices, masks, strict=True)
+    return [n for i, mask in each_way for n in (i.nonzero(as_tuple=True) if mask else [i])]
+
+
+def indexed(op: Any, out: Tensor, form: Form, indices: list[Tensor | None]) -> Form:
+    """Rows by their numbers; the classes stay last."""
+    need(form.over(-1) and len(indices) <= form.dim)
+    return form._replace(x=op(form.x, indices), dim=out.dim() - 1)
 
 
 def same(a: Form, b: Form, *names: str) -> bool:

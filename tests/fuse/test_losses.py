@@ -208,6 +208,18 @@ def test_a_label_that_gather_refuses_is_refused():
         z.gather(-1, torch.tensor([[1], [-100]]))
 
 
+def test_a_sum_with_its_own_transpose(same: Any):
+    def program(head: Any, x: Tensor, y: Tensor) -> Tensor:
+        z = head(x)
+        return F.cross_entropy(z + z.t(), y)
+
+    same(program, rows=(C,), lazily=False)
+
+
+def test_a_head_of_as_many_classes_as_features_that_is_transposed(same: Any):
+    same(lambda m, x, y: F.cross_entropy(m(x).mT, y % 8), nn.Linear(8, 8), lazily=False)
+
+
 def test_einops_rearranges_them(same: Any):
     einops = pytest.importorskip("einops", reason="needs einops")
     same(
