@@ -95,8 +95,9 @@ class Form(NamedTuple):
 
     def of(self, function: Callable[[Tensor], Tensor], *names: str) -> Form:
         """Return the form with `function` of these tensors."""
-        found = {name: getattr(self, name) for name in names}
-        return self._replace(**{n: None if t is None else function(t) for n, t in found.items()})
+        given = {name: getattr(self, name) for name in names}
+        changed: Any = {n: t if t is None else function(t) for n, t in given.items()}
+        return self._replace(**changed)
 
     def dense(self) -> Tensor:
         """Return the numbers."""

@@ -102,7 +102,7 @@ class Head:
         """Return the arguments of the layer's forward, or None to leave them."""
         if not (torch.is_grad_enabled() if layer.training else self.evaluation):
             return None
-        x = args[0] if args else kwargs.get("input")
+        x: Any = args[0] if args else kwargs.get("input")
         fits = isinstance(x, Tensor) and x.is_floating_point() and x.device.type in ("cpu", "cuda")
         if not fits or is_transformed() or is_watched() or not is_plain(x, x.device.type):
             return None
@@ -158,8 +158,9 @@ def _linear(input: Any, weight: Any, bias: Any = None) -> Tensor:
     if autocast_is_on(x):
         x, *parameters = map(autocast_linear, origin.tensors)
     need(all(t.dtype == x.dtype for t in parameters))
-    W, b = (*parameters, None)[:2]
-    return Linear.apply(x, W, b, Form(x, W, b, (origin,), x.dim() - 1, x.dtype))
+    b = parameters[1] if len(parameters) > 1 else None
+    form = Form(x, parameters[0], b, (origin,), x.dim() - 1, x.dtype)
+    return Linear.apply(x, form.W, b, form)
 
 
 def _layers(model: nn.Module, head: Heads) -> Iterator[nn.Linear]:

@@ -25,7 +25,8 @@ from custom_ops.fuse.table import TABLE, Unknown, each, need, numbered
 
 __all__ = ["LazyLogits", "Linear"]
 
-Args, Kwargs = tuple[Any, ...], dict[str, Any]
+Args = tuple[Any, ...]
+Kwargs = dict[str, Any]
 aten = torch.ops.aten
 
 
@@ -47,7 +48,7 @@ class LazyLogits(Tensor):
     def of(form: Form, shadow: Tensor, sources: Any = (), view: bool = False) -> LazyLogits:
         """Return the lazy tensor of `form` that looks like `shadow`."""
         lies = shadow.shape, shadow.stride(), shadow.storage_offset()
-        kind = {"dtype": shadow.dtype, "device": form.x.device}
+        kind: dict[str, Any] = {"dtype": shadow.dtype, "device": form.x.device}
         z = Tensor._make_wrapper_subclass(LazyLogits, *lies, **kind)
         z.form = form if form.dtype is shadow.dtype else form._replace(dtype=shadow.dtype)
         z.shadow, z.sources = shadow, sources
@@ -140,7 +141,7 @@ class Linear(Function):
 
 def _answered(func: Any, args: Args, kwargs: Kwargs) -> Any:
     """What a function of the table answers; else what it does to a tensor."""
-    z, wide = args[0] if args else kwargs.get("input"), False
+    z: Any = args[0] if args else kwargs.get("input")
     options = {name: value for name, value in kwargs.items() if name != "input"}
     try:
         need(isinstance(z, LazyLogits) and z.is_fusable() and z.numel())
@@ -197,9 +198,8 @@ FUNCTIONS: dict[Any, Callable[[Any, Args, Kwargs], Any]] = {
 
 def _made(func: Any, args: Args, kwargs: Kwargs) -> Any:
     """The lazy tensor, or several, that a rule of the table makes."""
-    rule, inplace = TABLE.get(func), func._schema.is_mutable
-    need(rule)
-    given = args[0] if isinstance(args[0], list) else args
+    need(func in TABLE)
+    inplace, given = func._schema.is_mutable, args[0] if isinstance(args[0], list) else args
     sources = tuple([z for z in given if isinstance(z, LazyLogits)])
     need(sources and all(version(z) == z.born and z.numel() for z in sources))
     first = sources[0]
@@ -210,7 +210,7 @@ def _made(func: Any, args: Args, kwargs: Kwargs) -> Any:
         args = first, numbered(args[1])
     out = func(*each(_shadow, args), **kwargs)
     with enable_reentrant_dispatch():
-        made = rule(func, out, *each(_form, args), **kwargs)
+        made = TABLE[func](func, out, *each(_form, args), **kwargs)
     if isinstance(made, Tensor):
         return made
     if inplace:

@@ -24,6 +24,7 @@ from custom_ops.fuse.form import Form
 __all__ = ["TABLE", "Unknown", "each", "need", "numbered"]
 
 aten = torch.ops.aten
+MASKS = (torch.bool, torch.uint8)
 
 
 class Unknown(Exception):
@@ -87,9 +88,11 @@ def sliced(op: Any, out: Any, form: Form, dim: int = 0, *cut: Any) -> Any:
 
 def numbered(indices: list[Tensor | None]) -> list[Tensor | None]:
     """Return the numbers that masks stand for, so that the result's shape is known without data."""
-    masks = [i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices]
-    each_way = zip(indices, masks, strict=True)
-    return [n for i, mask in each_way for n in (i.nonzero(as_tuple=True) if mask else [i])]
+    return [
+        number
+        for i in indices
+        for number in (i.nonzero(as_tuple=True) if i is not None and i.dtype in MASKS else [i])
+    ]
 
 
 def indexed(op: Any, out: Tensor, form: Form, indices: list[Tensor | None]) -> Form:
@@ -210,7 +213,7 @@ def loss(form: Form, *args: Any, names: str, kind: str = "logits", **kwargs: Any
     if target.is_floating_point() and target.shape == form.shape(form.classes):
         need(kind == "logits" and options.pop("ignore_index", -100) < 0)
         target = target.movedim(form.dim, -1)
-    bent = {n: options.pop(n) for n in ("softcap", "logit_scale") if n in options}
+    bent: dict[str, Any] = {n: options.pop(n) for n in ("softcap", "logit_scale") if n in options}
     if bent not in ({}, {"softcap": None, "logit_scale": 1}):
         need((form.cap, form.scale) == (None, 1))
         options |= bent
