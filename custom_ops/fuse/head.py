@@ -18,7 +18,7 @@ from custom_ops.autocast import autocast_is_on, autocast_linear
 from custom_ops.fuse.form import Form, Origin
 from custom_ops.fuse.lazy import Linear
 from custom_ops.fuse.table import Unknown, need
-from custom_ops.surroundings import is_plain, is_transformed, is_watched
+from custom_ops.surroundings import is_plain, is_watched
 
 __all__ = ["Materialized", "fuse", "materialized", "unfuse"]
 
@@ -104,7 +104,7 @@ class Head:
             return None
         x: Any = args[0] if args else kwargs.get("input")
         fits = isinstance(x, Tensor) and x.is_floating_point() and x.device.type in ("cpu", "cuda")
-        if not fits or is_transformed() or is_watched() or not is_plain(x, x.device.type):
+        if not fits or is_watched() or not is_plain(x, x.device.type):
             return None
         every = every_module._global_backward_hooks, every_module._global_backward_pre_hooks
         if any(every) or layer._backward_hooks or layer._backward_pre_hooks:
