@@ -103,14 +103,16 @@ class Form(NamedTuple):
         """Return the numbers."""
         return self._numbers(self._rows()).movedim(-1, self.dim)
 
-    def cross_entropy(self, target: Tensor | None = None, **options: Any) -> Any:
+    def cross_entropy(
+        self, target: Tensor | None = None, dtype: torch.dtype | None = None, **options: Any
+    ) -> Any:
         """Return `linear_cross_entropy` of the rows; of any labels without a target."""
         x = self._rows()
         if target is None:
             target = x.new_zeros((), dtype=torch.int64).expand(x.shape[:-1])
         scale = self.scale if self.cap is None else self.scale * self.cap
         options = {"softcap": self.cap, "logit_scale": scale} | options
-        dtype = None if self.dtype == x.dtype else self.dtype
+        dtype = dtype or (None if self.dtype == x.dtype else self.dtype)
         return linear_cross_entropy(x, self.W, target, self.b, dtype=dtype, **options)
 
     def stats(self) -> Any:

@@ -198,7 +198,8 @@ FUNCTIONS: dict[Any, Callable[[Any, Args, Kwargs], Any]] = {
 
 def _made(func: Any, args: Args, kwargs: Kwargs) -> Any:
     """The lazy tensor, or several, that a rule of the table makes."""
-    need(func in TABLE)
+    rule: Any = TABLE.get(func)
+    need(rule)
     inplace, given = func._schema.is_mutable, args[0] if isinstance(args[0], list) else args
     sources = tuple([z for z in given if isinstance(z, LazyLogits)])
     need(sources and all(version(z) == z.born and z.numel() for z in sources))
@@ -210,7 +211,7 @@ def _made(func: Any, args: Args, kwargs: Kwargs) -> Any:
         args = first, numbered(args[1])
     out = func(*each(_shadow, args), **kwargs)
     with enable_reentrant_dispatch():
-        made = TABLE[func](func, out, *each(_form, args), **kwargs)
+        made = rule(func, out, *each(_form, args), **kwargs)
     if isinstance(made, Tensor):
         return made
     if inplace:

@@ -217,8 +217,7 @@ def loss(form: Form, *args: Any, names: str, kind: str = "logits", **kwargs: Any
     if bent not in ({}, {"softcap": None, "logit_scale": 1}):
         need((form.cap, form.scale) == (None, 1))
         options |= bent
-    form = form._replace(kind="logits", dtype=dtype or form.dtype)
-    return form.cross_entropy(target, weight=weight, **options)
+    return form.cross_entropy(target, dtype, weight=weight, **options)
 
 
 def over_classes(answer: Callable[[Form], Any], *kinds: str) -> Callable[..., Any]:
