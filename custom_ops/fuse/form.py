@@ -122,7 +122,7 @@ class Form(NamedTuple):
     def picked(self, labels: Tensor) -> Tensor:
         """Return the entry of each row's label, of logits or log-probabilities."""
         if self.kind == "log_probs":
-            none = {"reduction": "none", "ignore_index": NONE_IGNORED}
+            none: Any = {"reduction": "none", "ignore_index": NONE_IGNORED}
             return self.cross_entropy(labels, **none) * -self.factor
         z = (self._rows() * F.embedding(labels, self.W)).sum(-1)
         return self._bent(z if self.b is None else z + self.b[labels])
