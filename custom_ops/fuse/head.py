@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as every_module
+from torch.utils._pytree import tree_map
 
 from custom_ops.autocast import autocast_is_on, autocast_linear
 from custom_ops.fuse.form import Form, Origin
@@ -135,14 +136,15 @@ class Features(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        with torch._C.DisableTorchFunctionSubclass():
-            try:
-                need(func is F.linear)
-                return _linear(*args, **kwargs or {})
-            except Unknown:
-                if func is F.linear and isinstance(args[0], Features):
-                    args[0].origin[0].tell("F.linear with this weight", args[0].shape)
-                return func(*args, **kwargs or {})
+        try:
+            need(func is F.linear)
+            return _linear(*args, **kwargs or {})
+        except Unknown:
+            if func is F.linear and isinstance(args[0], Features):
+                args[0].origin[0].tell("F.linear with this weight", args[0].shape)
+        given = (args, kwargs or {})
+        args, kwargs = tree_map(lambda t: t.origin[2] if isinstance(t, Features) else t, given)
+        return func(*args, **kwargs)
 
 
 def _linear(input: Any, weight: Any, bias: Any = None) -> Tensor:

@@ -145,6 +145,18 @@ def with_gradient_reversal(model: Model) -> Model:
     return model
 
 
+def with_a_weight_of_another_class(model: Model) -> Model:
+    class Doubled(Tensor):
+        @classmethod
+        def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            result = super().__torch_function__(func, types, args, kwargs or {})
+            return 2 * result if func is F.linear else result
+
+    weight = torch.randn(CLASSES, FEATURES, dtype=torch.double).as_subclass(Doubled)
+    model.head.weight = nn.Parameter(weight)
+    return model
+
+
 UNFUSED = {
     "a backward hook": with_full_backward_hook,
     "a hook on the output": with_hooked_output,
@@ -162,6 +174,7 @@ UNFUSED = {
         )
     ),
     "one class": lambda model: Model(nn.Linear(FEATURES, 1)),
+    "a weight of another class": with_a_weight_of_another_class,
     "a weight that DeepSpeed partitions": on_the_head(lambda h: setattr(h.weight, "ds_id", 0)),
 }
 
