@@ -196,9 +196,9 @@ def like(op: Any, out: Any, form: Form, *args: Any, device: Any = None, **kwargs
 # Answers
 
 
-def loss(form: Form, *args: Any, names: str, kind: str = "logits", **kwargs: Any) -> Any:
+def loss(form: Form, *args: Any, kind: str = "logits", **kwargs: Any) -> Any:
     """Cross-entropy of logits, torch's or ours; F.nll_loss of log-probabilities."""
-    options = dict(zip(names.split(), args, strict=False)) | kwargs
+    options = dict(zip(NAMES.split(), args, strict=False)) | kwargs
     legacy = options.pop("size_average", None), options.pop("reduce", None)
     if legacy != (None, None):
         options["reduction"] = _Reduction.legacy_get_string(*legacy, emit_warning=False)
@@ -265,8 +265,7 @@ def functions(answers: dict[str, Any]) -> dict[Any, Callable[..., Any]]:
     return {getattr(o, name): a for name, a in answers.items() for o in owners if hasattr(o, name)}
 
 
-OURS = "target weight ignore_index reduction label_smoothing"
-TORCHS = "target weight size_average ignore_index reduce reduction label_smoothing"
+NAMES = "target weight size_average ignore_index reduce reduction label_smoothing"
 TABLE: dict[Any, Callable[..., Any]] = {
     # rules: dimensions and rows, each number, shape and dtype only
     **operators(
@@ -291,9 +290,9 @@ TABLE: dict[Any, Callable[..., Any]] = {
         }
     ),
     # answers from x and W
-    F.cross_entropy: partial(loss, names=TORCHS),
-    F.nll_loss: partial(loss, names=TORCHS, kind="log_probs"),
-    cross_entropy: partial(loss, names=OURS),
+    F.cross_entropy: loss,
+    F.nll_loss: partial(loss, kind="log_probs"),
+    cross_entropy: loss,
     **functions(
         {
             "__getitem__": got,
