@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from custom_ops.linear_cross_entropy import linear_cross_entropy
 
@@ -22,8 +21,6 @@ __all__ = ["Form", "Origin", "version"]
 
 #: No label has this value, so that none is ignored: −100 is out of range, as in `gather`.
 NONE_IGNORED = 2**62
-#: Bytes of the numbers that exist at a time, where a sum takes blocks of rows.
-BLOCK = 50 << 20
 #: What may be made of logits.
 KINDS: dict[str, Callable[[Tensor], Tensor]] = {
     "log_probs": lambda z: z.log_softmax(-1),
@@ -116,7 +113,7 @@ class Form(NamedTuple):
         return linear_cross_entropy(x, self.W, target, self.b, dtype=dtype, **options)
 
     def stats(self) -> Any:
-        """Return lse and prediction of the rows."""
+        """Return lse, prediction and entropy of the rows."""
         return self.cross_entropy(reduction="none", return_stats=True)[1]
 
     def picked(self, labels: Tensor) -> Tensor:
@@ -128,17 +125,11 @@ class Form(NamedTuple):
         return self._bent(z if self.b is None else z + self.b[labels])
 
     def summed(self) -> Tensor:
-        """Return the sum over the classes, of log p or p log p; blocks of p are taken again."""
+        """Return the sum over the classes, of log p or p log p."""
         if self.kind == "log_probs":
             smooth = self.cross_entropy(reduction="none", label_smoothing=1.0)
             return smooth * (-self.factor * self.classes)
-        x = self._rows()
-        size = max(64, BLOCK // (4 * self.classes * self.dtype.itemsize))
-        sums = [
-            checkpoint(lambda x: self._numbers(x).sum(-1), rows, use_reentrant=False)
-            for rows in x.reshape(-1, x.shape[-1]).split(size)
-        ]
-        return torch.cat(sums).reshape(x.shape[:-1])
+        return self.stats().entropy.to(self.dtype) * -self.factor
 
     def _rows(self) -> Tensor:
         """The rows of x, the features last."""

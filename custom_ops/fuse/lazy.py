@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from custom_ops.autocast import autocast_is_on
 from custom_ops.fuse.form import Form, version
 from custom_ops.fuse.table import TABLE, Unknown, each, need, numbered
+from custom_ops.surroundings import untraced, without_torch_function
 
 __all__ = ["LazyLogits", "Linear"]
 
@@ -61,14 +62,14 @@ class LazyLogits(Tensor):
         return f"LazyLogits(shape={tuple(self.shape)}, dtype={self.dtype}, device={self.device})"
 
     @classmethod
-    @torch._disable_dynamo
+    @untraced
     def __torch_function__(cls, func: Any, types: Any, args: Args = (), kwargs: Any = None) -> Any:
-        with torch._C.DisableTorchFunctionSubclass():
+        with without_torch_function():
             answer = FUNCTIONS.get(func)
             return answer(func, args, kwargs or {}) if answer else func(*args, **kwargs or {})
 
     @classmethod
-    @torch._disable_dynamo
+    @untraced
     def __torch_dispatch__(cls, func: Any, types: Any, args: Args = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         try:
             return _made(func, args, kwargs or {})
@@ -181,7 +182,7 @@ def is_signal(hook: Any) -> bool:
     return module.startswith("torch.distributed.fsdp.")
 
 
-GRAD_FN, DATA = (vars(torch._C.TensorBase)[name].__get__ for name in ("grad_fn", "data"))
+GRAD_FN, DATA = (getattr(Tensor, name).__get__ for name in ("grad_fn", "data"))
 GRADIENT = [GRAD_FN, Tensor.register_hook, Tensor.retain_grad, torch.autograd.grad]
 MEMORY = ["numpy", "tolist", "data_ptr", "storage", "untyped_storage", "__array__", "__dlpack__"]
 #: What runs in place of a function: of the table, or one that is no operator.
