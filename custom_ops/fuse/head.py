@@ -13,13 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as every_module
-from torch.utils._pytree import tree_map
 
 from custom_ops.autocast import autocast_is_on, autocast_linear
 from custom_ops.fuse.form import Form, Origin
 from custom_ops.fuse.lazy import Linear
 from custom_ops.fuse.table import Unknown, need
-from custom_ops.surroundings import is_plain, is_watched
+from custom_ops.surroundings import is_plain, is_watched, tree_map
 
 __all__ = ["Materialized", "fuse", "materialized", "unfuse"]
 

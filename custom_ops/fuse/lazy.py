@@ -17,12 +17,11 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import BackwardCFunction
 from torch.overrides import enable_reentrant_dispatch
-from torch.utils._pytree import tree_leaves, tree_map
 
 from custom_ops.autocast import autocast_is_on
 from custom_ops.fuse.form import Form, version
 from custom_ops.fuse.table import TABLE, Unknown, each, need, numbered
-from custom_ops.surroundings import untraced, without_torch_function
+from custom_ops.surroundings import tree_leaves, tree_map, untraced, without_torch_function
 
 __all__ = ["LazyLogits", "Linear"]
 
