@@ -69,7 +69,7 @@ class LazyLogits(Tensor):
 
     @classmethod
     @untraced
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Args = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Args = (), kwargs: Any = None) -> Any:
         try:
             return _made(func, args, kwargs or {})
         except Unknown:
