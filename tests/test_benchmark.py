@@ -193,8 +193,44 @@ def test_every_section_is_in_the_file(bench, run):
     report, _, out = run
     assert all(report[section] for section in bench.plan.SECTIONS)
     assert report["settings"]["effort"]["least"] == 3
-    assert sorted(path.name for path in out.iterdir()) == ["benchmark.json", "benchmark.png"]
-    assert (out / "benchmark.png").read_bytes().startswith(b"\x89PNG\r\n")
+    pictures = [f"benchmark-{name}.png" for name in ("curve", "large", "small")]
+    assert sorted(path.name for path in out.iterdir()) == [*pictures, "benchmark.json"]
+    for picture in pictures:
+        assert (out / picture).read_bytes().startswith(b"\x89PNG\r\n")
+
+
+def drawn(bench, report):
+    """The picture of large logits, and where its marks stand by their colour."""
+    figures = dict(importlib.import_module("bench.figure").figures(report))
+    axes = figures["large"].axes[0]
+    marks = [line for line in axes.lines if len(line.get_xdata()) == 1]
+    return figures, [(m.get_xdata()[0], m.get_ydata()[0], m.get_mfc()) for m in marks]
+
+
+def test_no_mark_of_a_picture_hides_another(bench, run):
+    _, marks = drawn(bench, run[0])
+    lanes = [lane for _, lane, _ in marks]
+    assert len(set(lanes)) == len(lanes) > 20
+
+
+def test_a_heap_that_keeps_its_memory_is_a_hollow_mark_in_the_same_lane(bench, run):
+    row = run[0]["rows"][0]
+    _, marks = drawn(bench, {**run[0], "rows": [row], "rows, heap kept": [row]})
+    hollow = [lane for _, lane, colour in marks if colour == "white"]
+    filled = [lane for _, lane, colour in marks if colour != "white"]
+    assert hollow == filled
+    assert len(hollow) == len(row["ratios"]) - 2  # the copy and torch's own have no mark
+
+
+def test_a_pictures_title_says_how_fast_ours_is(bench, run):
+    rows = [row for row in run[0]["rows"] if row["calls"] == 1]
+    for row, ratio in zip(rows, [3.0] + [2.0] * len(rows), strict=False):
+        row = row["ratios"]["ours"]
+        row["over builtin"] = ratio
+    figures, _ = drawn(bench, {**run[0], "rows": rows})
+    title = figures["large"].get_suptitle()
+    assert title == "Large logits on the CPU: 2 to 3 times as fast as torch's"
+    assert "small" not in figures
 
 
 @pytest.mark.parametrize(
@@ -211,7 +247,7 @@ def test_a_part_alone_is_measured_and_shown(bench, tmp_path, capsys, only, title
     assert title in printed
     assert "peak memory" not in printed
     assert errors == ""
-    assert (tmp_path / "benchmark.png").exists() == (only != "scaling")
+    assert bool(list(tmp_path.glob("*.png"))) == (only != "scaling")
 
 
 def test_a_part_that_does_not_exist_is_answered_with_the_names():

@@ -21,6 +21,8 @@ SECTIONS = (
     "last layer hessian",
     "last layer curve",
 )
+#: A section that docs/benchmark.json has: the rows on a heap that keeps its memory.
+KEPT_HEAP = "rows, heap kept"
 
 
 @dataclass(frozen=True)
