@@ -61,7 +61,7 @@ REFERENCE = {
         "The battery",
         {
             "custom_ops.testing.check": "custom_ops.testing.check",
-            "custom_ops.testing.battery": "custom_ops.testing.battery",
+            "custom_ops.testing.battery": "custom_ops.testing.battery.battery",
         },
     ),
 }

@@ -47,7 +47,7 @@ def save(report: dict[str, Any], path: Path) -> None:
     )
     title = "\n".join(textwrap.wrap(report["title"], 84))
     figure.suptitle(title, fontsize=15, fontweight="bold")
-    figure.supxlabel(below, fontsize=9)
+    figure.supxlabel("\n".join(textwrap.wrap(below, 110)), fontsize=9)
     write_whole(path, lambda file: figure.savefig(file, dpi=120, format="png"))
 
 

@@ -41,7 +41,8 @@ def title(report: dict[str, Any]) -> str:
     spread = answers["spread"][_first(report)]
     if spread is not None:
         others.append(f"another seed {spread:.1f}")
-    most = f"at most {apart} right answers" if apart else "no right answer"
+    answers_apart = f"{apart} right answer{'s' * (apart > 1)}"
+    most = f"at most {answers_apart}" if apart else "no right answer"
     message = f"Another head changes {most} of {answers['asked']}"
     return f"{message}; {', '.join(others)}" if others else message
 
