@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -52,9 +51,9 @@ def _of_benchmark(report: Report) -> dict[str, list[str]]:
 def _written(page: str, tables: dict[str, list[str]]) -> str:
     """Return the page with what stands between its comments replaced."""
     for name, lines in tables.items():
-        between = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        text = "\n".join(lines)
-        page = between.sub(lambda found, text=text: f"{found[1]}{text}\n{found[2]}", page)
+        before, opening, rest = page.partition(f"<!-- {name} -->\n")
+        _, closing, after = rest.partition(f"<!-- /{name} -->")
+        page = "".join([before, opening, *(f"{line}\n" for line in lines), closing, after])
     return page
 
 
