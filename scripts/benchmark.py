@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="fewer rounds and cases: on two idle cores two minutes, not fifteen",
+        help="fewer rounds and cases: on two idle cores about four minutes, not twenty",
     )
     parser.add_argument(
         "--only",

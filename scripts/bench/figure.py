@@ -93,7 +93,15 @@ def _speedups(
             again = kept.get(row["name"], {}).get("ratios", {}).get(name)
             if again:
                 hollow = True
-                axes.plot(again["over builtin"], at, marker, color=colour, mfc="white", zorder=2)
+                axes.plot(
+                    again["over builtin"],
+                    at,
+                    marker,
+                    color=colour,
+                    mfc="white",
+                    markersize=8,
+                    zorder=2,
+                )
         axes.plot([], [], marker, color=colour, label=_NAMES[name])
     if hollow:
         axes.plot([], [], "D", color="0.4", mfc="white", label="on a heap that keeps its memory")
