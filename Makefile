@@ -19,10 +19,10 @@ TRITON_SUBSET := tests/test_triton.py tests/test_triton_node.py tests/test_softm
 # Each version of torch, in an environment of its own: versions/ says beside what.
 VERSIONS := $(patsubst versions/torch-%.txt,%,$(sort $(wildcard versions/*.txt)))
 OPS_TESTS := $(filter-out tests/test_training% tests/test_%benchmark.py tests/test_cuda% \
-  tests/test_install.py tests/test_integrations% tests/test_readme.py, \
+  tests/test_install.py tests/test_integrations% tests/test_readme.py tests/test_site.py, \
   $(wildcard tests/test_*.py))
 
-.PHONY: demo mnist lm check test test-all audit test-triton test-asan test-oldest test-versions explain bench bench-cuda wheel lint clean
+.PHONY: demo mnist lm check test test-all audit test-triton test-asan test-oldest test-versions explain bench bench-cuda docs wheel lint clean
 
 demo: .venv/installed  ## four heads side by side on the digits: a table, a report and a picture
 	$(BIN)/python scripts/compare.py --data digits
@@ -36,11 +36,15 @@ lm: .venv/installed  ## a small GPT, the last layer in two steps and in one: mem
 explain: .venv/installed  ## the lesson: one image through the chain rule, factor by factor
 	$(BIN)/python scripts/explain.py
 
-bench: .venv/installed  ## what the ops cost beside torch's: every claim as a table, JSON and a picture
+bench: .venv/installed  ## what the ops cost beside torch's: every claim as a table, JSON and pictures
 	$(BIN)/python scripts/benchmark.py
 
 bench-cuda: .venv/installed  ## the same on a GPU, beside other libraries' kernels where they are installed
 	$(BIN)/python scripts/benchmark.py --device cuda
+
+docs: .venv/installed  ## the pages of docs/ as a site with search and a reference: build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo build/site/index.html
 
 check: .venv/installed  ## style, and of each op's tests what takes a minute in all: while one works
 	$(BIN)/ruff check .
@@ -105,7 +109,7 @@ clean:
 	$(PYTHON) -m venv .venv
 	$(PIP) install --quiet --constraint constraints.txt torch
 	CUSTOM_OPS_CPU_CAPABILITY=all $(PIP) install --verbose --constraint constraints.txt \
-	  --editable ".[train,test,lint]" 2>&1 | tee .venv/install.log | grep "custom_ops:" || \
+	  --editable ".[train,test,lint,docs]" 2>&1 | tee .venv/install.log | grep "custom_ops:" || \
 	  { cat .venv/install.log; exit 1; }
 	touch $@
 
