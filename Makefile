@@ -13,14 +13,14 @@ SHELL := bash
 
 # The tests of the ops on the Triton kernels, which need no device in Triton's interpreter.
 TRITON := TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto -k
-TRITON_SUBSET := tests/test_triton.py tests/test_triton_node.py tests/test_softmax.py \
+TRITON_SUBSET := tests/kernels/test_triton.py tests/kernels/test_triton_node.py tests/test_softmax.py \
   tests/test_cross_entropy.py tests/test_inplace.py tests/test_peer_faults.py
 
 # Each version of torch, in an environment of its own: versions/ says beside what.
 VERSIONS := $(patsubst versions/torch-%.txt,%,$(sort $(wildcard versions/*.txt)))
-OPS_TESTS := $(filter-out tests/test_training% tests/test_%benchmark.py tests/test_cuda% \
-  tests/test_install.py tests/test_integrations% tests/test_readme.py tests/test_site.py, \
-  $(wildcard tests/test_*.py))
+OPS_TESTS := $(filter-out tests/test_%benchmark.py tests/kernels/test_cuda.py \
+  tests/last_layer/test_cuda_last_layer.py tests/test_install.py tests/test_readme.py \
+  tests/test_site.py, $(wildcard tests/test_*.py tests/kernels/test_*.py tests/last_layer/test_*.py))
 
 .PHONY: demo mnist lm check test test-all audit test-triton test-asan test-oldest test-versions explain bench bench-cuda docs wheel lint clean
 
@@ -49,13 +49,13 @@ docs: .venv/installed  ## the pages of docs/ as a site with search and a referen
 check: .venv/installed  ## style, and of each op's tests what takes a minute in all: while one works
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -n auto -k "not opcheck and not older_processor" \
-	  tests/test_jacobian.py tests/test_checks.py tests/test_kernels.py tests/test_softmax.py \
-	  tests/test_autograd.py tests/test_derivatives.py tests/test_inplace.py tests/test_modules.py
+	  tests/test_jacobian.py tests/test_checks.py tests/kernels/test_kernels.py tests/test_softmax.py \
+	  tests/test_autograd.py tests/kernels/test_derivatives.py tests/test_inplace.py tests/test_modules.py
 
 test: .venv/installed  ## the tests, and the Triton kernels' quick ones in Triton's interpreter
 	$(BIN)/python -m pytest -n auto
 	$(TRITON) "triton and not gradcheck and not any_case and not derivative and not allocates" \
-	  tests/test_triton_node.py tests/test_softmax.py tests/test_inplace.py
+	  tests/kernels/test_triton_node.py tests/test_softmax.py tests/test_inplace.py
 
 test-all: test  ## all of it: every kernel by every test, every sample, installation from an sdist
 	$(BIN)/python -m pytest -n auto -m exhaustive
@@ -74,7 +74,7 @@ test-asan: .venv/installed  ## the tests of the C++ kernels, on a build that che
 	  --build-lib $(SANITIZED)/lib
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED)/lib \
-	  $(BIN)/pytest -n auto tests/test_native.py tests/test_inplace.py tests/test_cross_entropy.py \
+	  $(BIN)/pytest -n auto tests/kernels/test_native.py tests/test_inplace.py tests/test_cross_entropy.py \
 	  tests/test_softmax.py tests/test_peer_faults.py -k "not older_processor and not eager"
 
 test-oldest: test-torch-$(firstword $(VERSIONS))  ## the tests of the ops under the oldest torch

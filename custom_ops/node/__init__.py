@@ -11,10 +11,10 @@ formulas.
 The cross-entropy of a batch on a GPU has a node too, with the Triton kernels behind it
 (`launcher.py`).
 
-What stands twice, here and in the Functions, is held together by tests/test_native.py, row by row:
-promotion and autocast (`read_dtypes`), the mean's denominator (`mean_rows`), and the bits of loss
-and gradient. The sentence of a bad label is C++'s and `kernels.labels`'s; the same test compares
-the two.
+What stands twice, here and in the Functions, is held together row by row by
+tests/kernels/test_native.py: promotion and autocast (`read_dtypes`), the mean's denominator
+(`mean_rows`), and the bits of loss and gradient. The sentence of a bad label is C++'s and
+`kernels.labels`'s; the same test compares the two.
 """
 
 from __future__ import annotations
