@@ -79,14 +79,31 @@ def fuse(model: Model, head: Heads = None, *, evaluation: bool = False) -> Model
 
 
 def unfuse(model: Model) -> Model:
-    """Take away what `fuse` added to `model`, and return it."""
+    """Take away what `fuse` added to `model`.
+
+    Returns:
+        `model`, which was fused or not.
+
+    >>> unfuse(fuse(torch.nn.Linear(4, 10)))
+    Linear(in_features=4, out_features=10, bias=True)
+    """
     for layer, key, _ in _heads(model):
         del layer._forward_pre_hooks[key], layer._forward_pre_hooks_with_kwargs[key]
     return model
 
 
 def materialized(model: nn.Module) -> dict[Materialized, int]:
-    """Return what made the heads of `model` compute their logits, with how often."""
+    """Tell what made the heads of `model` compute their logits.
+
+    Returns:
+        How often, by operation, line of code ("file:number") and shape of the logits; empty where
+        no logits were needed.
+
+    >>> head = fuse(torch.nn.Linear(4, 10))
+    >>> F.cross_entropy(head(torch.zeros(2, 4)), torch.tensor([0, 9])).backward()
+    >>> materialized(head)
+    {}
+    """
     return dict(sum((head.materialized for *_, head in _heads(model)), Counter[Materialized]()))
 
 
