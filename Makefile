@@ -13,16 +13,16 @@ SHELL := bash
 
 # The tests of the ops on the Triton kernels, which need no device in Triton's interpreter.
 TRITON := TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto -k
-TRITON_SUBSET := tests/test_triton.py tests/test_triton_node.py tests/test_softmax.py \
+TRITON_SUBSET := tests/kernels/test_triton.py tests/kernels/test_triton_node.py tests/test_softmax.py \
   tests/test_cross_entropy.py tests/test_inplace.py tests/test_peer_faults.py
 
 # Each version of torch, in an environment of its own: versions/ says beside what.
 VERSIONS := $(patsubst versions/torch-%.txt,%,$(sort $(wildcard versions/*.txt)))
-OPS_TESTS := $(filter-out tests/test_training% tests/test_%benchmark.py tests/test_cuda% \
-  tests/test_install.py tests/test_integrations% tests/test_readme.py, \
-  $(wildcard tests/test_*.py))
+OPS_TESTS := $(filter-out tests/test_%benchmark.py tests/kernels/test_cuda.py \
+  tests/last_layer/test_cuda_last_layer.py tests/test_install.py tests/test_readme.py \
+  tests/test_site.py, $(wildcard tests/test_*.py tests/kernels/test_*.py tests/last_layer/test_*.py))
 
-.PHONY: demo mnist lm check test test-all audit test-triton test-asan test-oldest test-versions explain bench bench-cuda wheel lint clean
+.PHONY: demo mnist lm check test test-all audit test-triton test-asan test-oldest test-versions explain bench bench-cuda docs wheel lint clean
 
 demo: .venv/installed  ## four heads side by side on the digits: a table, a report and a picture
 	$(BIN)/python scripts/compare.py --data digits
@@ -36,22 +36,26 @@ lm: .venv/installed  ## a small GPT, the last layer in two steps and in one: mem
 explain: .venv/installed  ## the lesson: one image through the chain rule, factor by factor
 	$(BIN)/python scripts/explain.py
 
-bench: .venv/installed  ## what the ops cost beside torch's: every claim as a table, JSON and a picture
+bench: .venv/installed  ## what the ops cost beside torch's: every claim as a table, JSON and pictures
 	$(BIN)/python scripts/benchmark.py
 
 bench-cuda: .venv/installed  ## the same on a GPU, beside other libraries' kernels where they are installed
 	$(BIN)/python scripts/benchmark.py --device cuda
 
+docs: .venv/installed  ## the pages of docs/ as a site with search and a reference: build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo build/site/index.html
+
 check: .venv/installed  ## style, and of each op's tests what takes a minute in all: while one works
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -n auto -k "not opcheck and not older_processor" \
-	  tests/test_jacobian.py tests/test_checks.py tests/test_kernels.py tests/test_softmax.py \
-	  tests/test_autograd.py tests/test_derivatives.py tests/test_inplace.py tests/test_modules.py
+	  tests/test_jacobian.py tests/test_checks.py tests/kernels/test_kernels.py tests/test_softmax.py \
+	  tests/test_autograd.py tests/kernels/test_derivatives.py tests/test_inplace.py tests/test_modules.py
 
 test: .venv/installed  ## the tests, and the Triton kernels' quick ones in Triton's interpreter
 	$(BIN)/python -m pytest -n auto
 	$(TRITON) "triton and not gradcheck and not any_case and not derivative and not allocates" \
-	  tests/test_triton_node.py tests/test_softmax.py tests/test_inplace.py
+	  tests/kernels/test_triton_node.py tests/test_softmax.py tests/test_inplace.py
 
 test-all: test  ## all of it: every kernel by every test, every sample, installation from an sdist
 	$(BIN)/python -m pytest -n auto -m exhaustive
@@ -70,7 +74,7 @@ test-asan: .venv/installed  ## the tests of the C++ kernels, on a build that che
 	  --build-lib $(SANITIZED)/lib
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED)/lib \
-	  $(BIN)/pytest -n auto tests/test_native.py tests/test_inplace.py tests/test_cross_entropy.py \
+	  $(BIN)/pytest -n auto tests/kernels/test_native.py tests/test_inplace.py tests/test_cross_entropy.py \
 	  tests/test_softmax.py tests/test_peer_faults.py -k "not older_processor and not eager"
 
 test-oldest: test-torch-$(firstword $(VERSIONS))  ## the tests of the ops under the oldest torch
@@ -105,7 +109,7 @@ clean:
 	$(PYTHON) -m venv .venv
 	$(PIP) install --quiet --constraint constraints.txt torch
 	CUSTOM_OPS_CPU_CAPABILITY=all $(PIP) install --verbose --constraint constraints.txt \
-	  --editable ".[train,test,lint]" 2>&1 | tee .venv/install.log | grep "custom_ops:" || \
+	  --editable ".[train,test,lint,docs]" 2>&1 | tee .venv/install.log | grep "custom_ops:" || \
 	  { cat .venv/install.log; exit 1; }
 	touch $@
 

@@ -125,7 +125,8 @@ def cross_entropy(
         return_stats: whether to return (loss, stats): the rows' `lse`, `prediction` and `entropy`.
 
     Returns:
-        The loss: 0-d, or a row each for "none": (), (N) or (N, d1, …, dk).
+        The loss: 0-d, or a row each for "none": (), (N) or (N, d1, …, dk). With return_stats=True,
+        (loss, stats), where stats is a `CrossEntropyStats` of that second shape.
 
     Raises:
         IndexError: a label out of range, named with its position. On other devices than the CPU,

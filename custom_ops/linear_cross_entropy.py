@@ -116,7 +116,8 @@ def linear_cross_entropy(
         return_stats: whether to return (loss, stats): the rows' `lse`, `prediction` and `entropy`.
 
     Returns:
-        The loss: 0-d, or for "none" in the shape of the labels.
+        The loss: 0-d, or for "none" in the shape of the labels. With return_stats=True, (loss,
+        stats), where stats is a `CrossEntropyStats` in the shape of the labels.
 
     Raises:
         IndexError: a label out of range (on the CPU; elsewhere the loss of that row is NaN, and on

@@ -68,7 +68,16 @@ def softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor
 def log_softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
     """Return log p_k = z_k − log Σ_s exp(z_s) over `dim`, as torch.nn.functional.log_softmax.
 
-    Arguments, shapes and exceptions are those of `softmax`.
+    Args:
+        input: logits of any shape, as in `softmax`.
+        dim: the dimension of the classes, as in `softmax`.
+        dtype: if given, the input is converted to it first, and the result has it.
+
+    Returns:
+        Log-probabilities in the shape of `input`.
+
+    Raises:
+        IndexError, NotImplementedError, TypeError: as `softmax` does.
 
     >>> log_softmax(torch.tensor([0.0, 0.0]), 0)
     tensor([-0.6931, -0.6931])

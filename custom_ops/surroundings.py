@@ -42,6 +42,10 @@ __all__ = [
     "root_of",
     "set_decomposition",
     "tracing_levels",
+    "tree_leaves",
+    "tree_map",
+    "untraced",
+    "without_torch_function",
 ]
 
 
@@ -65,6 +69,13 @@ _included_keys = _find("_C._dispatch_tls_local_include_set")
 _dispatch_modes = _find("_C._len_torch_dispatch_stack")
 #: A context in which an operator called again skips its autograd kernel, or None.
 below_autograd = _find("_C._AutoDispatchBelowAutograd")
+#: A context in which a tensor subclass is treated as a plain tensor.
+without_torch_function = _find("_C.DisableTorchFunctionSubclass")
+#: Have Dynamo call the function as it is: torch.compiler.disable, which would import Dynamo first.
+untraced = _find("_disable_dynamo") or torch.compiler.disable
+#: Nested arguments as a list of leaves, and a function of each leaf.
+tree_leaves = _find("utils._pytree.tree_leaves")
+tree_map = _find("utils._pytree.tree_map")
 _mode_stack = _find("utils._python_dispatch._get_current_dispatch_mode_stack")
 _register_decomposition = _find("_decomp.register_decomposition")
 _key_bits = _find("_C.DispatchKeySet.raw_repr")

@@ -1,4 +1,4 @@
-"""Measure what the ops cost beside torch's: a table of every claim, JSON and a picture.
+"""Measure what the ops cost beside torch's: a table of every claim, JSON and pictures.
 
 Forward and backward of torch's function, of the same under torch.compile and of ours are timed in
 turns, beside a plain copy of the logits: the least that reading and writing them can cost. On a GPU
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bench.plan import Step
 
 RESULT = "benchmark.json"
-PICTURE = "benchmark.png"
+PICTURES = "benchmark-*.png"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -44,12 +44,9 @@ def _on_the_cpu(parser: argparse.ArgumentParser, arguments: argparse.Namespace) 
     }
     _measure(chosen, plan.SECTIONS, report, result)
     table.show(report)
-    print(f"\n{result}")
-    picture = arguments.out / PICTURE
-    picture.unlink(missing_ok=True)
-    if report["rows"] or report["curve"]:
-        figure.save(report, picture)
-        print(picture)
+    for earlier in arguments.out.glob(PICTURES):
+        earlier.unlink()
+    print("", result, *figure.save(report, arguments.out), sep="\n")
 
 
 def _on_cuda(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
@@ -105,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="fewer rounds and cases: on two idle cores two minutes, not fifteen",
+        help="fewer rounds and cases: on two idle cores about four minutes, not twenty",
     )
     parser.add_argument(
         "--only",
@@ -127,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
         "--out",
         type=Path,
         metavar="DIR",
-        help=f"where {RESULT} and, for the CPU, {PICTURE} go; earlier ones are replaced (default: "
+        help=f"where {RESULT} and, for the CPU, {PICTURES} go; earlier ones are replaced (default: "
         "runs/benchmark, or runs/benchmark-cuda)",
     )
     return parser

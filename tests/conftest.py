@@ -44,8 +44,10 @@ torch.set_num_threads(1)  # pytest-xdist runs a process a core
 # What cannot run here is not collected: a device's tests, those of the other kind of process, and
 # those of an extra that is not installed.
 collect_ignore = [
-    *(["test_cuda.py", "test_cuda_last_layer.py"] * (not torch.cuda.is_available())),
-    *(["test_triton.py", "test_triton_node.py"] * (not cuda.interpreted)),
+    "kernels/launches/calls.py",  # a program that test_launches.py runs
+    *(["kernels/test_cuda.py"] * (not torch.cuda.is_available())),
+    *(["last_layer/test_cuda_last_layer.py"] * (not torch.cuda.is_available())),
+    *(["kernels/test_triton.py", "kernels/test_triton_node.py"] * (not cuda.interpreted)),
     *(["lesson"] * (find_spec("sklearn") is None or find_spec("matplotlib") is None)),
 ]
 
@@ -83,8 +85,8 @@ ONE_KIND = {
     "test_training_scripts.py::test_a_lower_target_than_what_was_done_is_refused": "-train]",
     "test_training_scripts.py::test_a_finished_run_can_be_continued": "-train]",
     "test_training_environment.py::test_a_process_that_finds": "[train]",
-    "fuse/test_programs.py::test_each_step_before_each_loss": "[last-",
-    "testing/test_battery_twins.py::test_twin_is_found_and_named": "grad",
+    "test_programs.py::test_each_step_before_each_loss": "[last-",
+    "test_battery_twins.py::test_twin_is_found_and_named": "grad",
 }
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -94,7 +96,7 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what the two lists name."""
     for item in items:
-        name = item.nodeid.removeprefix("tests/")
+        name = item.path.name + item.nodeid[item.nodeid.index("::") :]
         others = [kind for test, kind in ONE_KIND.items() if name.startswith(test)]
         several = "[" in name and others and others[0] not in name
         if name.startswith(EXHAUSTIVE) or several:

@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -26,7 +27,16 @@ def bench():
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(SCRIPT.parent))
-        modules = ("cases", "contestants", "goals", "last_layer", "memory", "plan", "timing")
+        modules = (
+            "cases",
+            "contestants",
+            "goals",
+            "last_layer",
+            "memory",
+            "plan",
+            "speed",
+            "timing",
+        )
         bench = importlib.import_module("bench")
         for name in modules:
             importlib.import_module(f"bench.{name}")
@@ -61,7 +71,8 @@ def run(bench, tmp_path_factory):
     out = tmp_path_factory.mktemp("benchmark") / "a folder"
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
-        patch.setattr(bench.memory, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
+        for module in (bench.memory, bench.speed):
+            patch.setattr(module, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
         importlib.import_module("benchmark").main(["--quick", f"--out={out}"])
     return json.loads((out / "benchmark.json").read_text()), printed.getvalue(), out
 
@@ -118,6 +129,21 @@ def test_memory_in_a_process_of_its_own_counts_the_builtins_three_tensors(bench,
     bytes, expected = found["bytes"]["builtin"], 3 * found["logits_bytes"]
     assert bytes["allocated"] == pytest.approx(expected, rel=0.01)
     assert bytes["resident"] in (None, pytest.approx(expected, rel=0.1))
+
+
+def test_a_large_case_is_measured_again_in_a_process_whose_heap_keeps_its_memory(
+    bench, monkeypatch
+):
+    def heap(_case, _effort, threads):
+        return {name: os.environ.get(name) for name in bench.speed.KEEPS_MEMORY}, threads
+
+    monkeypatch.setattr(bench.speed, "_row", heap)
+    monkeypatch.setattr(bench.speed, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
+    found = bench.speed.row_on_kept_heap(bench.cases.CASES[0], None, threads=2)
+    assert found == (bench.speed.KEEPS_MEMORY, 2)
+    assert not bench.speed.KEEPS_MEMORY.items() & os.environ.items()
+    again = [step.name for step in bench.plan.steps(bench.plan.QUICK, 1) if "heap" in step.name]
+    assert again == [f"heap kept: {case.name}" for case in bench.cases.CASES if case.calls == 1]
 
 
 @pytest.mark.parametrize(
@@ -193,8 +219,44 @@ def test_every_section_is_in_the_file(bench, run):
     report, _, out = run
     assert all(report[section] for section in bench.plan.SECTIONS)
     assert report["settings"]["effort"]["least"] == 3
-    assert sorted(path.name for path in out.iterdir()) == ["benchmark.json", "benchmark.png"]
-    assert (out / "benchmark.png").read_bytes().startswith(b"\x89PNG\r\n")
+    pictures = [f"benchmark-{name}.png" for name in ("curve", "large", "small")]
+    assert sorted(path.name for path in out.iterdir()) == [*pictures, "benchmark.json"]
+    for picture in pictures:
+        assert (out / picture).read_bytes().startswith(b"\x89PNG\r\n")
+
+
+def drawn(bench, report):
+    """The picture of large logits, and where its marks stand by their colour."""
+    figures = dict(importlib.import_module("bench.figure").figures(report))
+    axes = figures["large"].axes[0]
+    marks = [line for line in axes.lines if len(line.get_xdata()) == 1]
+    return figures, [(m.get_xdata()[0], m.get_ydata()[0], m.get_mfc()) for m in marks]
+
+
+def test_no_mark_of_a_picture_hides_another(bench, run):
+    _, marks = drawn(bench, run[0])
+    lanes = [lane for _, lane, colour in marks if colour != "white"]
+    assert len(set(lanes)) == len(lanes) > 20
+
+
+def test_a_heap_that_keeps_its_memory_is_a_hollow_mark_in_the_same_lane(bench, run):
+    row = run[0]["rows"][0]
+    _, marks = drawn(bench, {**run[0], "rows": [row], "rows, heap kept": [row]})
+    hollow = [lane for _, lane, colour in marks if colour == "white"]
+    filled = [lane for _, lane, colour in marks if colour != "white"]
+    assert hollow == filled
+    assert len(hollow) == len(row["ratios"]) - 2  # the copy and torch's own have no mark
+
+
+def test_a_pictures_title_says_how_fast_ours_is(bench, run):
+    rows = [row for row in run[0]["rows"] if row["calls"] == 1]
+    for row, ratio in zip(rows, [3.0] + [2.0] * len(rows), strict=False):
+        row = row["ratios"]["ours"]
+        row["over builtin"] = ratio
+    figures, _ = drawn(bench, {**run[0], "rows": rows})
+    title = figures["large"].get_suptitle()
+    assert title == "Large logits on the CPU: 2 to 3 times as fast as torch's"
+    assert "small" not in figures
 
 
 @pytest.mark.parametrize(
@@ -211,7 +273,7 @@ def test_a_part_alone_is_measured_and_shown(bench, tmp_path, capsys, only, title
     assert title in printed
     assert "peak memory" not in printed
     assert errors == ""
-    assert (tmp_path / "benchmark.png").exists() == (only != "scaling")
+    assert bool(list(tmp_path.glob("*.png"))) == (only != "scaling")
 
 
 def test_a_part_that_does_not_exist_is_answered_with_the_names():

@@ -1,7 +1,7 @@
 """Where we knowingly answer better than torch 2.13, each beside torch's own answer.
 
-The table of these differences stands in the README; everything else agrees with torch. If torch's
-answer changes, a test here fails, and the row leaves the table.
+The table of these differences stands in docs/differences.md; everything else agrees with torch. If
+torch's answer changes, a test here fails, and the row leaves the table.
 """
 
 import subprocess

@@ -1,4 +1,4 @@
-"""What torch's chunked linear_cross_entropy gets wrong, beside ours (README, design)."""
+"""What torch's chunked linear_cross_entropy gets wrong, beside ours (docs/differences.md)."""
 
 import pytest
 import torch

@@ -7,7 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +16,9 @@ from torch.nn.modules import module as every_module
 
 from custom_ops.autocast import autocast_is_on, autocast_linear
 from custom_ops.fuse.form import Form, Origin
-from custom_ops.fuse.lazy import LazyLogits, linear
-from custom_ops.surroundings import is_plain, is_transformed, is_watched
+from custom_ops.fuse.lazy import Linear
+from custom_ops.fuse.table import Unknown, need
+from custom_ops.surroundings import is_plain, is_watched, tree_map
 
 __all__ = ["Materialized", "fuse", "materialized", "unfuse"]
 
@@ -25,7 +26,7 @@ Model = TypeVar("Model", bound=nn.Module)
 Heads = nn.Module | str | Iterable[nn.Module | str] | None
 
 #: Lines in these folders are not the user's.
-OURS = tuple(str(Path(file).parents[n]) for file, n in ((torch.__file__, 0), (__file__, 1)))
+OURS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
 
 
 class Materialized(NamedTuple):
@@ -40,10 +41,10 @@ def fuse(model: Model, head: Heads = None, *, evaluation: bool = False) -> Model
     """Let `model` train without its N × C logits; its code and its loss stay as they are.
 
     The last layer then answers, while training, with logits that are not computed yet. A
-    cross-entropy of them is `linear_cross_entropy`. So are, beside it, what the model or the
-    caller does to logits on the way (scale, soft cap, bias, casts, cuts, reshapes), and log-softmax
-    with what is picked from it. Anything else gets the real logits, and says once by a warning
-    which line asked (`materialized` has the list).
+    cross-entropy of them is `linear_cross_entropy`, with what the model or the caller does to
+    logits on the way (scale, soft cap, bias, casts, cuts, reshapes). So is log-softmax with what is
+    picked from it. Anything else gets the real logits, and a warning says once which line asked
+    (`materialized` has the list).
 
     Only hooks are added: class, parameters, state dict and saving stay, and `unfuse` takes them
     away. PEFT's adapters are to be there before.
@@ -78,21 +79,32 @@ def fuse(model: Model, head: Heads = None, *, evaluation: bool = False) -> Model
 
 
 def unfuse(model: Model) -> Model:
-    """Take away what `fuse` added to `model`, and return it."""
-    for layer in model.modules():
-        for key in _heads(layer):
-            del layer._forward_pre_hooks[key]
-            layer._forward_pre_hooks_with_kwargs.pop(key, None)
+    """Take away what `fuse` added to `model`.
+
+    Returns:
+        `model`, which was fused or not.
+
+    >>> unfuse(fuse(torch.nn.Linear(4, 10)))
+    Linear(in_features=4, out_features=10, bias=True)
+    """
+    for layer, key, _ in _heads(model):
+        del layer._forward_pre_hooks[key], layer._forward_pre_hooks_with_kwargs[key]
     return model
 
 
 def materialized(model: nn.Module) -> dict[Materialized, int]:
-    """Return what made the heads of `model` compute their logits, with how often."""
-    found: Counter[Materialized] = Counter()
-    for layer in model.modules():
-        for head in _heads(layer).values():
-            found.update(head.materialized)
-    return dict(found)
+    """Tell what made the heads of `model` compute their logits.
+
+    Returns:
+        How often, by operation, line of code ("file:number") and shape of the logits; empty where
+        no logits were needed.
+
+    >>> head = fuse(torch.nn.Linear(4, 10))
+    >>> F.cross_entropy(head(torch.zeros(2, 4)), torch.tensor([0, 9])).backward()
+    >>> materialized(head)
+    {}
+    """
+    return dict(sum((head.materialized for *_, head in _heads(model)), Counter[Materialized]()))
 
 
 class Head:
@@ -107,14 +119,16 @@ class Head:
         """Return the arguments of the layer's forward, or None to leave them."""
         if not (torch.is_grad_enabled() if layer.training else self.evaluation):
             return None
-        x = args[0] if args else kwargs.get("input")
-        if not _is_plain(x) or is_transformed() or is_watched():
+        x: Any = args[0] if args else kwargs.get("input")
+        fits = isinstance(x, Tensor) and x.is_floating_point() and x.device.type in ("cpu", "cuda")
+        if not fits or is_watched() or not is_plain(x, x.device.type):
             return None
-        if any(_backward_hooks(layer)):
+        every = every_module._global_backward_hooks, every_module._global_backward_pre_hooks
+        if any(every) or layer._backward_hooks or layer._backward_pre_hooks:
             self.tell("a backward hook on the head", x.shape)
             return None
         marked = x.as_subclass(Features)
-        marked.given, marked.head, marked.layer = x, self, layer
+        marked.origin = self, layer, x
         return ((marked, *args[1:]), kwargs) if args else (args, kwargs | {"input": marked})
 
     def tell(self, operation: Any, shape: tuple[int, ...]) -> None:
@@ -134,63 +148,51 @@ class Head:
 class Features(Tensor):
     """The input of a head; its product with the weight is a lazy tensor."""
 
-    given: Tensor
-    head: Head
-    layer: nn.Module
+    origin: tuple[Head, nn.Module, Tensor]
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        z = _linear(*args, **kwargs or {}) if func is F.linear else None
-        if z is not None:
-            return z
-        with torch._C.DisableTorchFunctionSubclass():
-            return func(*args, **kwargs or {})
+        try:
+            need(func is F.linear)
+            return _linear(*args, **kwargs or {})
+        except Unknown:
+            if func is F.linear and isinstance(args[0], Features):
+                args[0].origin[0].tell("F.linear with this weight", args[0].shape)
+        given = (args, kwargs or {})
+        args, kwargs = tree_map(lambda t: t.origin[2] if isinstance(t, Features) else t, given)
+        return func(*args, **kwargs)
 
 
-def _linear(input: Any, weight: Any, bias: Any = None) -> LazyLogits | None:
+def _linear(input: Any, weight: Any, bias: Any = None) -> Tensor:
     """x Wᵀ + b, if these are what the last layer in one piece takes."""
-    x = getattr(input, "given", None)
-    parameters = [weight] if bias is None else [weight, bias]
-    if not isinstance(x, Tensor) or not all(map(_is_plain, parameters)) or weight.dim() != 2:
-        return None
-    C, D = weight.shape
-    if x.shape[-1:] != (D,) or (bias is not None and bias.shape != (C,)) or C < 2 or not x.numel():
-        return None
-    origin = Origin(input.head, input.layer, x, *parameters)
+    need(isinstance(input, Features))
+    origin = Origin(*input.origin, *((weight,) if bias is None else (weight, bias)))
+    x, *parameters = origin.tensors
+    for t in parameters:
+        need(type(t) in (Tensor, nn.Parameter) and t.layout is torch.strided)
+        need(t.device == x.device and not hasattr(t, "ds_id"))
+    need(weight.dim() == 2 and len(weight) > 1 and x.shape[-1:] == weight.shape[1:] and x.numel())
+    need(bias is None or bias.shape == weight.shape[:1])
     if autocast_is_on(x):
         x, *parameters = map(autocast_linear, origin.tensors)
-    if any(t.device != x.device or t.dtype != x.dtype for t in parameters):
-        return None
-    weight, bias = parameters if len(parameters) > 1 else (*parameters, None)
-    return linear(Form((x,), (weight,), bias, x.dim() - 1, x.dtype, (origin,)))
-
-
-def _backward_hooks(layer: nn.Module) -> Iterator[Any]:
-    for name in ("_backward_hooks", "_backward_pre_hooks"):
-        yield getattr(layer, name)
-        yield getattr(every_module, f"_global{name}")
-
-
-def _is_plain(t: Any) -> TypeGuard[Tensor]:
-    fits = isinstance(t, Tensor) and t.is_floating_point() and not hasattr(t, "ds_id")
-    return fits and t.device.type in ("cpu", "cuda") and is_plain(t, t.device.type)
+    need(all(t.dtype == x.dtype for t in parameters))
+    b = parameters[1] if len(parameters) > 1 else None
+    form = Form(x, parameters[0], b, (origin,), x.dim() - 1, x.dtype)
+    return Linear.apply(x, form.W, b, form)
 
 
 def _layers(model: nn.Module, head: Heads) -> Iterator[nn.Linear]:
-    if isinstance(head, str):
-        if head not in dict(model.named_modules()):
-            raise ValueError(f"{type(model).__name__} has no layer {head!r}")
-        head = model.get_submodule(head)
-    elif head is None:
+    if head is None:
         head = model if isinstance(model, nn.Linear) else _output_embeddings(model)
-    elif not isinstance(head, nn.Module):
-        yield from (layer for one in head for layer in _layers(model, one))
-        return
-    linear = [module for module in head.modules() if isinstance(module, nn.Linear)]
-    if not linear:
-        raise TypeError(f"the head must be an nn.Linear or hold one, got {head!r}")
-    widest = max(layer.out_features for layer in linear)
-    yield from (layer for layer in linear if layer.out_features == widest)
+    for one in [head] if isinstance(head, (nn.Module, str)) else head:
+        module = dict(model.named_modules()).get(one) if isinstance(one, str) else one
+        if module is None:
+            raise ValueError(f"{type(model).__name__} has no layer {one!r}")
+        linear = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+        if not linear:
+            raise TypeError(f"the head must be an nn.Linear or hold one, got {module!r}")
+        widest = max(layer.out_features for layer in linear)
+        yield from (layer for layer in linear if layer.out_features == widest)
 
 
 def _output_embeddings(model: nn.Module) -> nn.Module:
@@ -206,6 +208,9 @@ def _output_embeddings(model: nn.Module) -> nn.Module:
     )
 
 
-def _heads(layer: nn.Module) -> dict[int, Head]:
-    """The hooks of ours on a layer."""
-    return {key: h for key, h in layer._forward_pre_hooks.items() if isinstance(h, Head)}
+def _heads(model: nn.Module) -> list[tuple[nn.Module, int, Head]]:
+    """The hooks of ours, each with its layer and its key there."""
+    hooks = (
+        (layer, *item) for layer in model.modules() for item in layer._forward_pre_hooks.items()
+    )
+    return [(layer, key, head) for layer, key, head in hooks if isinstance(head, Head)]

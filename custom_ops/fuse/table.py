@@ -1,9 +1,8 @@
 """What each operation does to a lazy tensor: one table.
 
-An operator of ATen that stands here makes another form of it, by a rule: rule(out, form, …), where
-`out` is what the result looks like. A function that stands here is answered from x and W:
-answer(form, …). Both say `NO` to arguments that they cannot serve. Then, and for whatever does not
-stand here, the logits are computed.
+An operator of ATen that stands here makes another form of it, by a rule: rule(op, out, form, …). A
+function that stands here is answered from x and W: answer(form, …). Both raise `Unknown` for
+arguments that they cannot serve. Then, and for what does not stand here, the logits are computed.
 """
 
 from __future__ import annotations
@@ -22,236 +21,203 @@ from custom_ops.autocast import HALVES
 from custom_ops.cross_entropy import cross_entropy
 from custom_ops.fuse.form import Form
 
-__all__ = ["NO", "TABLE"]
+__all__ = ["TABLE", "Unknown", "each", "need", "numbered"]
 
 aten = torch.ops.aten
-NO = NotImplemented
+MASKS = (torch.bool, torch.uint8)
 
 
-def reshaped(out: Tensor, form: Form, *_: Any) -> Any:
+class Unknown(Exception):
+    """No rule says what an operation does to a lazy tensor."""
+
+
+def need(condition: Any) -> None:
+    """Raise `Unknown` if a rule's condition is not met."""
+    if not condition:
+        raise Unknown
+
+
+def each(function: Callable[[Any], Any], args: Any) -> list[Any]:
+    """Return `function` of each argument, and of each in a list."""
+    return [[function(t) for t in a] if isinstance(a, list) else function(a) for a in args]
+
+
+# Rows and dimensions
+
+
+def reshaped(op: Any, out: Any, form: Form, *_: Any) -> Form:
     """The classes are where as many entries lie before them as did."""
-    shape, before = out.shape, form.xs[0].shape[: form.dim].numel()
+    shape, entries, before = list(out.shape), 1, math.prod(form.x.shape[: form.dim])
     for dim, size in enumerate(shape):
-        if size == form.classes and shape[:dim].numel() == before:
-            xs = [x.reshape(*shape[:dim], x.shape[form.dim], *shape[dim + 1 :]) for x in form.xs]
-            return form._replace(xs=tuple(xs), dim=dim)
-    return NO
+        if size == form.classes and entries == before:
+            shape[dim] = form.x.shape[form.dim]
+            return form._replace(x=form.x.reshape(shape), dim=dim)
+        entries *= size
+    raise Unknown
 
 
-def rows(operator: Any) -> Callable[..., Any]:
-    """Rule for an operator that moves, cuts or joins dimensions: x moves as the logits do.
-
-    Its classes are in the one dimension that follows their number, unless it cuts them.
-    """
-
-    def rule(out: Any, given: Any, *args: Any, **kwargs: Any) -> Any:
-        forms, outs = (v if isinstance(v, list) else [v] for v in (given, out))
-        first = forms[0]
-        if not all(isinstance(f, Form) and same(first, f) for f in forms):
-            return NO
-
-        def moved(tensors: Any) -> Any:
-            result = operator(tensors if forms is given else tensors[0], *args, **kwargs)
-            return result if outs is out else [result]
-
-        try:
-            wider = moved([torch.empty(f.shape(f.classes + 1), device="meta") for f in forms])
-        except RuntimeError:  # sizes that are those of the classes
-            return NO
-        dims = []
-        for one, other in zip(outs, wider, strict=False):
-            found = [d for d, n in enumerate(one.shape) if n != other.shape[d]]
-            if len(outs) != len(wider) or len(found) != 1 or one.shape[found[0]] != first.classes:
-                return NO
-            dims += found
-        columns = zip(
-            *(moved(list(xs)) for xs in zip(*(f.xs for f in forms), strict=True)), strict=True
-        )
-        origins = tuple({id(o): o for f in forms for o in f.origins}.values())
-        made = [
-            first._replace(xs=xs, dim=dim, origins=origins)
-            for xs, dim in zip(columns, dims, strict=True)
-        ]
-        return made if outs is out else made[0]
-
-    return rule
+def moved(op: Any, out: Any, *args: Any, **kwargs: Any) -> Any:
+    """What moves, cuts or joins dimensions does so to x: where C numbers were are D features."""
+    forms = args[0] if isinstance(args[0], list) else [args[0]]
+    first = forms[0]
+    need(all(isinstance(f, Form) and (f is first or same(first, f, "W", "b")) for f in forms))
+    C, D = first.W.shape
+    need(C != D)
+    try:
+        x = op(*each(lambda a: a.x if isinstance(a, Form) else a, args), **kwargs)
+    except (IndexError, RuntimeError):  # numbers or sizes that are those of the classes
+        raise Unknown from None
+    origins = tuple(dict.fromkeys(origin for form in forms for origin in form.origins))
+    made, several = [], isinstance(out, (list, tuple))
+    for z, part in zip(out, x, strict=False) if several else [(out, x)]:
+        dims = [dim for dim, size in enumerate(z.shape) if (size, part.shape[dim]) == (C, D)]
+        need(len(dims) == 1)
+        made.append(first._replace(x=part, dim=dims[0], origins=origins))
+    return made if several else made[0]
 
 
-def sliced(out: Tensor, form: Form, dim: int = 0, *cut: Any) -> Any:
+def sliced(op: Any, out: Any, form: Form, dim: int = 0, *cut: Any) -> Any:
     """Rows, or classes: then of W and b."""
-    if dim % len(form.shape()) != form.dim or out.shape[form.dim] == form.classes:
-        return rows(aten.slice.Tensor)(out, form, dim, *cut)
-    if form.kind != "logits" or out.shape[form.dim] < 2:
-        return NO
-    Ws = tuple(aten.slice.Tensor(W, 0, *cut) for W in form.Ws)
-    return form._replace(Ws=Ws, b=None if form.b is None else aten.slice.Tensor(form.b, 0, *cut))
+    if not form.over(dim):
+        return moved(op, out, form, dim, *cut)
+    if out.shape[dim] == form.classes:
+        return form
+    need(form.kind == "logits" and out.shape[dim] > 1)
+    return form.of(lambda t: op(t, 0, *cut), "W", "b")
 
 
-def indexed(out: None, form: Form, indices: list[Tensor | None]) -> Any:
-    """Rows by their numbers or by a mask; the classes stay last."""
-    masks = (torch.bool, torch.uint8)
-    taken = sum(1 if i is None or i.dtype not in masks else i.dim() for i in indices)
-    if form.dim != len(form.shape()) - 1 or taken > form.dim:
-        return NO
-    xs = tuple(aten.index.Tensor(x, indices) for x in form.xs)
-    return form._replace(xs=xs, dim=xs[0].dim() - 1)
+def numbered(indices: list[Tensor | None]) -> list[Tensor | None]:
+    """Return the numbers that masks stand for, so that the result's shape is known without data."""
+    return [
+        number
+        for i in indices
+        for number in (i.nonzero(as_tuple=True) if i is not None and i.dtype in MASKS else [i])
+    ]
 
 
-def same(a: Form, b: Form, *, rows_too: bool = False) -> bool:
-    """Whether two forms differ in their rows at most."""
+def indexed(op: Any, out: Tensor, form: Form, indices: list[Tensor | None]) -> Form:
+    """Rows by their numbers; the classes stay last."""
+    need(form.over(-1) and len(indices) <= form.dim)
+    return form._replace(x=op(form.x, indices), dim=out.dim() - 1)
 
-    def parts(form: Form) -> list[Any]:
-        tensors = (*form.Ws, form.b, *(form.xs if rows_too else ()))
-        return [form._replace(xs=(), Ws=(), b=None, origins=()), *map(key, tensors)]
+
+def same(a: Form, b: Form, *names: str) -> bool:
+    """Whether two forms agree in all numbers and in these tensors."""
 
     def key(t: Tensor | None) -> Any:
         return id(t) if t is None or t.requires_grad else (t.data_ptr(), t.shape, t.stride())
 
-    return parts(a) == parts(b)
+    return a[4:] == b[4:] and all(key(getattr(a, n)) == key(getattr(b, n)) for n in names)
 
 
-def kept(out: Tensor, form: Form, **_: Any) -> Form:
+# Each number
+
+
+def cast(op: Any, out: Any, form: Form, **to: Any) -> Form:
+    need(to.get("device") in (None, form.x.device) and to.get("layout") in (None, torch.strided))
+    need(out.dtype.is_floating_point)
     return form
 
 
-def cast(out: Tensor, form: Form, *, device: Any = None, layout: Any = None, **_: Any) -> Any:
-    here = device in (None, form.xs[0].device) and layout in (None, torch.strided)
-    return form if here and out.dtype.is_floating_point else NO
-
-
-def scaled(out: Tensor, form: Any, by: Any) -> Any:
+def scaled(op: Any, out: Any, form: Any, by: Any) -> Form:
     """Times a number, or a tensor that holds one; p times log p."""
     if not isinstance(form, Form):
         form, by = by, form
     if isinstance(by, Form):
-        p, q = (form, by) if form.kind == "probs" else (by, form)
-        alike = same(p, q._replace(kind="probs", factor=p.factor), rows_too=True)
-        if (p.kind, q.kind) != ("probs", "log_probs") or not alike:
-            return NO
-        return p._replace(kind="plogp", factor=p.factor * q.factor)
+        need({form.kind, by.kind} == {"probs", "log_probs"})
+        product = {"kind": "plogp", "factor": form.factor * by.factor}
+        form, by = form._replace(**product), by._replace(**product)
+        need(same(form, by, "x", "W", "b"))
+        return form
     if isinstance(by, Tensor):
-        if by.dim() or form.kind != "logits" or form.cap is not None or not _narrow(by, form):
-            return NO
-        b = None if form.b is None else form.b * by
-        return form._replace(xs=tuple(x * by for x in form.xs), b=b)
-    if isinstance(by, complex) or not math.isfinite(by):
-        return NO
+        need(not by.dim() and form.kind == "logits" and form.cap is None and narrow(by, form))
+        return form.of(lambda t: t * by, "x", "b")
+    need(not isinstance(by, complex) and math.isfinite(by))
     if form.kind != "logits":
         return form._replace(factor=form.factor * by)
     if form.cap is None:
         return form._replace(scale=form.scale * by)
-    return form._replace(cap=form.cap * by) if by > 0 else NO
+    need(by > 0)
+    return form._replace(cap=form.cap * by)
 
 
-def divided(out: Tensor, form: Any, by: Any) -> Any:
-    if isinstance(by, Tensor) and by.is_floating_point():
-        return scaled(out, form, by.reciprocal()) if isinstance(form, Form) else NO
-    return scaled(out, form, 1 / by) if isinstance(by, (int, float)) and by else NO
+def divided(op: Any, out: Any, form: Any, by: Any) -> Form:
+    need(isinstance(form, Form))
+    need(by.is_floating_point() if isinstance(by, Tensor) else isinstance(by, (int, float)) and by)
+    return scaled(op, out, form, 1 / by)
 
 
-def added(out: Tensor, form: Any, other: Any, *, alpha: float = 1) -> Any:
+def added(op: Any, out: Any, form: Any, other: Any, *, alpha: float = 1) -> Form:
     """The sum with logits of another layer on the same rows, or with a number for each class."""
     if not isinstance(form, Form):
         form, other = other, form
-    if alpha != 1 or form.kind != "logits" or form.cap is not None or not form.scale:
-        return NO
+    need(alpha == 1 and form.kind == "logits" and form.cap is None and form.scale)
     if isinstance(other, Form):
-        if other.kind != "logits" or other.cap is not None or other.shape() != form.shape():
-            return NO
-        by = other.scale / form.scale
-        xs, b = (*form.xs, *(x * by for x in other.xs)), None if other.b is None else other.b * by
-        form = form._replace(
-            xs=xs, Ws=(*form.Ws, *other.Ws), origins=(*form.origins, *other.origins)
-        )
+        need((other.kind, other.cap, other.dim) == ("logits", None, form.dim))
+        need(other.shape(other.classes) == form.shape(form.classes))
+        other = other.of(lambda t: t * (other.scale / form.scale), "x", "b")
+        x, W = torch.cat((form.x, other.x), form.dim), torch.cat((form.W, other.W), -1)
+        form, b = form._replace(x=x, W=W, origins=form.origins + other.origins), other.b
     else:
-        last = form.dim == len(form.shape()) - 1 and isinstance(other, Tensor)
-        if not last or out.shape != form.shape() or not _narrow(other, form):
-            return NO
-        if other.shape[-1:].numel() != other.numel() or other.numel() != form.classes:
-            return NO
-        other = other.reshape(-1)
-        b = other.to(form.Ws[0].dtype) / form.scale
-    return form._replace(b=form.b if b is None else b if form.b is None else form.b + b)
+        need(form.over(-1) and isinstance(other, Tensor) and narrow(other, form))
+        need(other.numel() == other.shape[-1:].numel() == form.classes)
+        need(out.dim() == form.x.dim())
+        b = other.reshape(-1) / form.scale
+    bs = [t.to(form.W.dtype) for t in (form.b, b) if t is not None]
+    return form._replace(b=sum(bs[1:], bs[0]) if bs else None)
 
 
-def _narrow(other: Tensor, form: Form) -> bool:
+def narrow(other: Tensor, form: Form) -> bool:
     """Whether `other` loses nothing in the dtype of the layer."""
-    return torch.promote_types(other.dtype, form.Ws[0].dtype) == form.Ws[0].dtype
+    return torch.promote_types(other.dtype, form.W.dtype) == form.W.dtype
 
 
-def capped(out: Tensor, form: Form) -> Any:
-    return form._replace(cap=1.0) if form.kind == "logits" and form.cap is None else NO
+def capped(op: Any, out: Any, form: Form) -> Form:
+    need(form.kind == "logits" and form.cap is None)
+    return form._replace(cap=1.0)
 
 
-def normalised(out: Tensor, form: Form, dim: int, _: bool, *, kind: str) -> Any:
-    fits = form.kind == "logits" and dim % len(form.shape()) == form.dim
-    return form._replace(kind=kind) if fits else NO
+def normalised(op: Any, out: Any, form: Form, dim: int, _: bool, *, kind: str) -> Form:
+    need(form.kind == "logits" and form.over(dim))
+    return form._replace(kind=kind)
 
 
-def exponential(out: Tensor, form: Form) -> Any:
-    return form._replace(kind="probs") if (form.kind, form.factor) == ("log_probs", 1) else NO
+def exponential(op: Any, out: Any, form: Form) -> Form:
+    need((form.kind, form.factor) == ("log_probs", 1))
+    return form._replace(kind="probs")
 
 
-def like(operator: Any) -> Callable[..., Any]:
-    """Rule for an operator that asks for shape and dtype only."""
-
-    def rule(out: Tensor, form: Form, *args: Any, device: Any = None, **kwargs: Any) -> Tensor:
-        blank = torch.empty(form.shape(), dtype=form.dtype, device="meta")
-        return operator(blank, *args, device=device or form.xs[0].device, **kwargs)
-
-    return rule
+def like(op: Any, out: Any, form: Form, *args: Any, device: Any = None, **kwargs: Any) -> Tensor:
+    """Shape and dtype only."""
+    blank = torch.empty(form.shape(form.classes), dtype=form.dtype, device="meta")
+    return op(blank, *args, device=device or form.x.device, **kwargs)
 
 
-def loss_of_torch(form: Form, *args: Any, kind: str, **kwargs: Any) -> Any:
-    """F.cross_entropy of logits, or F.nll_loss of log-probabilities."""
-    names = ("target", "weight", "size_average", "ignore_index", "reduce", "reduction")
-    given = dict(zip((*names, "label_smoothing"), args, strict=False)) | kwargs
-    averaged, reduced = given.pop("size_average", None), given.pop("reduce", None)
-    if averaged is not None or reduced is not None:
-        given["reduction"] = _Reduction.legacy_get_string(averaged, reduced, emit_warning=False)
-    if form.kind != kind or (kind == "log_probs" and (form.factor != 1 or soft(form, **given))):
-        return NO
-    return loss(form._replace(kind="logits"), **given)
+# Answers
 
 
-def loss(
-    form: Form,
-    target: Any,
-    weight: Tensor | None = None,
-    ignore_index: int = -100,
-    reduction: str = "mean",
-    label_smoothing: float = 0.0,
-    softcap: float | None = None,
-    logit_scale: float = 1.0,
-    dtype: torch.dtype | None = None,
-    **options: Any,
-) -> Any:
-    """custom_ops.cross_entropy."""
-    of_classes = form.kind == "logits" and form.dim == min(1, len(form.shape()) - 1)
-    if not of_classes or type(target) not in (Tensor, nn.Parameter):
-        return NO
-    if (softcap, logit_scale) != (None, 1):
-        if (form.cap, form.scale) != (None, 1):
-            return NO
-        options |= {"softcap": softcap, "logit_scale": logit_scale}
+def loss(form: Form, *args: Any, kind: str = "logits", **kwargs: Any) -> Any:
+    """Cross-entropy of logits, torch's or ours; F.nll_loss of log-probabilities."""
+    options = dict(zip(NAMES.split(), args, strict=False)) | kwargs
+    legacy = options.pop("size_average", None), options.pop("reduce", None)
+    if legacy != (None, None):
+        options["reduction"] = _Reduction.legacy_get_string(*legacy, emit_warning=False)
+    target, weight, dtype = (options.pop(n, None) for n in ("target", "weight", "dtype"))
+    need(type(target) in (Tensor, nn.Parameter))
+    need(form.kind == kind and form.factor == 1 and form.over(min(1, form.x.dim() - 1)))
     if form.widened:
         dtype = dtype or (torch.float32 if form.dtype in HALVES else None)
         target, weight = (
             t.float() if t is not None and t.dtype in HALVES else t for t in (target, weight)
         )
-    if soft(form, target):
-        if ignore_index >= 0:
-            return NO
+    if target.is_floating_point() and target.shape == form.shape(form.classes):
+        need(kind == "logits" and options.pop("ignore_index", -100) < 0)
         target = target.movedim(form.dim, -1)
-    else:
-        options["ignore_index"] = ignore_index
-    options |= {"weight": weight, "reduction": reduction, "label_smoothing": label_smoothing}
-    return form._replace(dtype=dtype or form.dtype).cross_entropy(target, **options)
-
-
-def soft(form: Form, target: Any, **_: Any) -> bool:
-    """Whether the target holds probabilities."""
-    return target.is_floating_point() and target.shape == form.shape()
+    bent: dict[str, Any] = {n: options.pop(n) for n in ("softcap", "logit_scale") if n in options}
+    if bent not in ({}, {"softcap": None, "logit_scale": 1}):
+        need((form.cap, form.scale) == (None, 1))
+        options |= bent
+    return form.cross_entropy(target, dtype, weight=weight, **options)
 
 
 def over_classes(answer: Callable[[Form], Any], *kinds: str) -> Callable[..., Any]:
@@ -259,45 +225,38 @@ def over_classes(answer: Callable[[Form], Any], *kinds: str) -> Callable[..., An
 
     def reduced(form: Form, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
         (dim,) = dim if isinstance(dim, (tuple, list)) and len(dim) == 1 else (dim,)
-        fits = isinstance(dim, int) and dim % len(form.shape()) == form.dim and form.kind in kinds
-        if not fits or dtype not in (None, torch.float32, torch.float64):
-            return NO
+        need(isinstance(dim, int) and form.over(dim) and form.kind in kinds)
+        need(dtype in (None, torch.float32, torch.float64))
         result = answer(form._replace(dtype=dtype or form.dtype))
-        return result.unsqueeze(form.dim) if keepdim and result is not NO else result
+        return result.unsqueeze(form.dim) if keepdim else result
 
     return reduced
 
 
 def prediction(form: Form) -> Any:
-    return form._replace(kind="logits").detach().stats().prediction if form.factor > 0 else NO
+    need(form.factor > 0)
+    return form._replace(kind="logits").of(Tensor.detach, "x", "W", "b").stats().prediction
 
 
-def gathered(form: Form, dim: int, index: Tensor, *, sparse_grad: bool = False) -> Any:
-    one_a_row = dim % len(form.shape()) == form.dim and index.shape == form.shape(1)
-    if not one_a_row or form.kind not in ("logits", "log_probs"):
-        return NO
+def gathered(form: Form, dim: int, index: Tensor, *, sparse_grad: bool = False) -> Tensor:
+    need(form.over(dim) and index.shape == form.shape(1) and form.kind in ("logits", "log_probs"))
     return form.picked(index.squeeze(form.dim)).unsqueeze(form.dim)
 
 
-def got(form: Form, index: Any) -> Any:
+def got(form: Form, index: Any) -> Tensor:
     """z[rows, labels]."""
-    labels = isinstance(index, tuple) and len(index) == len(form.shape()) == form.dim + 1
-    if not labels or form.kind not in ("logits", "log_probs"):
-        return NO
-    if not all(isinstance(i, Tensor) and i.dtype == torch.int64 for i in index):
-        return NO
+    need(isinstance(index, tuple) and len(index) == form.x.dim() and form.over(-1))
+    need(all(isinstance(i, Tensor) and i.dtype == torch.int64 for i in index))
+    need(form.kind in ("logits", "log_probs"))
     *at, label = torch.broadcast_tensors(*index)
-    form = form._replace(xs=tuple(x[tuple(at)] for x in form.xs), dim=label.dim())
+    form = form._replace(x=form.x[tuple(at)], dim=label.dim())
     return form.picked(torch.where(label < 0, label + form.classes, label))
 
 
 def operators(rules: dict[str, Any]) -> dict[Any, Callable[..., Any]]:
     """Return the operators of ATen of these names, an overload after a dot, with their rules."""
-    named = [
-        (f"{n}.default".split(".")[:2], r) for names, r in rules.items() for n in names.split()
-    ]
-    found = [(getattr(getattr(aten, packet), overload), r) for (packet, overload), r in named]
-    return {op: r(op) if r in (rows, like) else r for op, r in found}
+    named = [(name.partition("."), r) for names, r in rules.items() for name in names.split()]
+    return {getattr(getattr(aten, n), overload or "default"): r for (n, _, overload), r in named}
 
 
 def functions(answers: dict[str, Any]) -> dict[Any, Callable[..., Any]]:
@@ -306,17 +265,17 @@ def functions(answers: dict[str, Any]) -> dict[Any, Callable[..., Any]]:
     return {getattr(o, name): a for name, a in answers.items() for o in owners if hasattr(o, name)}
 
 
+NAMES = "target weight size_average ignore_index reduce reduction label_smoothing"
 TABLE: dict[Any, Callable[..., Any]] = {
+    # rules: dimensions and rows, each number, shape and dtype only
     **operators(
         {
-            # dimensions and rows
             "view _unsafe_view squeeze squeeze.dim squeeze.dims": reshaped,
-            "unsqueeze transpose.int t permute": rows,
-            "select.int split.Tensor split_with_sizes unbind.int index_select cat stack": rows,
+            "unsqueeze transpose.int t permute": moved,
+            "select.int split.Tensor split_with_sizes unbind.int index_select cat stack": moved,
             "slice.Tensor": sliced,
             "index.Tensor": indexed,
-            # each logit
-            "alias detach clone": kept,
+            "alias detach clone": lambda op, out, form, **_: form,
             "_to_copy": cast,
             "mul.Tensor mul_.Tensor": scaled,
             "div.Tensor div_.Tensor": divided,
@@ -326,14 +285,13 @@ TABLE: dict[Any, Callable[..., Any]] = {
             "_log_softmax": partial(normalised, kind="log_probs"),
             "_softmax": partial(normalised, kind="probs"),
             "exp": exponential,
-            # shape and dtype only
             "empty_like zeros_like ones_like full_like rand_like randn_like": like,
             "new_empty new_zeros new_ones new_full": like,
         }
     ),
     # answers from x and W
-    F.cross_entropy: partial(loss_of_torch, kind="logits"),
-    F.nll_loss: partial(loss_of_torch, kind="log_probs"),
+    F.cross_entropy: loss,
+    F.nll_loss: partial(loss, kind="log_probs"),
     cross_entropy: loss,
     **functions(
         {

@@ -25,6 +25,10 @@ from custom_ops.surroundings import is_watched
 __all__ = ["Pass", "backward", "forward", "hvp", "takes_hvp"]
 
 
+#: Numbers of each logit that the eager kernels hold for the gradient of the entropy, at most.
+TEMPORARIES = 8
+
+
 class Pass(NamedTuple):
     """What the pass over the rows found."""
 
@@ -66,7 +70,7 @@ def backward(layer: Layer, rows: Rows) -> Products:
         return found._replace(x=_spread_rows(found.x, counted, len(layer.x)))
     layer = _readable(layer)
     sums = Sums(layer)
-    for part, z in _logits(layer):
+    for part, z in _logits(layer, 1 if rows.e is None else TEMPORARIES):
         sums.add(part, kernels.cross_entropy_vjp_(layer.problem(z, part), rows.part(part)))
     return sums.products()
 
@@ -123,10 +127,13 @@ def _add_change_(u: Tensor, x: Tensor, v: Products) -> None:
         u += v.b
 
 
-def _logits(layer: Layer) -> Iterator[tuple[slice, Tensor]]:
-    """Yield each block's rows and logits, all in the same memory."""
+def _logits(layer: Layer, numbers: int = 1) -> Iterator[tuple[slice, Tensor]]:
+    """Yield each block's rows and logits, all in the same memory.
+
+    A block is as large as its memory allows where so many numbers of each logit exist at a time.
+    """
     x, W, b, *_ = layer
-    logit_bytes = len(W) * x.element_size()
+    logit_bytes = len(W) * x.element_size() * numbers
     size = min(layer.blocks.size(x, logit_bytes), len(x))
     buffer = advised(x.new_empty(size, len(W)))
     for part in layer.blocks.parts(x, logit_bytes):

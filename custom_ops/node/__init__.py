@@ -12,10 +12,10 @@ On a GPU the nodes launch the Triton kernels themselves (`launches.h`), as Pytho
 an earlier call of the same kind (`launcher.py`). There Σℓ is added up from the sums of the kernel's
 programs and not from the rows, so that it may differ from the Function's in the last bit.
 
-What stands twice, here and in the Functions, is held together by tests/test_native.py, row by row:
-promotion and autocast (`read_dtypes`), the mean's denominator (`mean_rows`), and the bits of loss
-and gradient. The sentence of a bad label is C++'s and `kernels.labels`'s; the same test compares
-the two.
+What stands twice, here and in the Functions, is held together row by row by
+tests/kernels/test_native.py: promotion and autocast (`read_dtypes`), the mean's denominator
+(`mean_rows`), and the bits of loss and gradient. The sentence of a bad label is C++'s and
+`kernels.labels`'s; the same test compares the two.
 """
 
 from __future__ import annotations

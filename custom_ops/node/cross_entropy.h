@@ -86,8 +86,9 @@ struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
 
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
     const auto saved = ctx->get_saved_variables();
-    const Tensor &input = saved[0], &target = saved[1], &M = saved[3], &L = saved[4],
-                 &divisor = saved[5];
+    const Tensor &input = saved[0], &target = saved[1], &M = saved[3], &L = saved[4];
+    // Without a gradient of the loss nothing is divided, as the divisor may be 0.
+    const Tensor divisor = gradients[0].defined() ? saved[5] : Tensor();
     const std::optional<Tensor> weight = given(saved[2]), rows = given(divisor);
     const Plan plan = Plan::saved(ctx);
     const Launcher* there = launcher_for(input);

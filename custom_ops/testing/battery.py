@@ -29,7 +29,7 @@ def battery(
     Raises:
         ValueError: `only` or `skip` has a name that no check and no kind has.
 
-    ::
+    For example:
 
         @battery(torch.randn(3, 4))
         def test_softmax():

@@ -10,9 +10,12 @@ from typing import Any, NamedTuple
 from bench import cases, last_layer, memory, speed
 from bench.timing import Effort
 
+#: The rows whose memory a heap may keep or give back.
+KEPT_HEAP = "rows, heap kept"
 #: Of a report.
 SECTIONS = (
     "rows",
+    KEPT_HEAP,
     "memory",
     "curve",
     "scaling",
@@ -65,6 +68,15 @@ def steps(plan: Plan, threads: int) -> list[Step]:
     effort, memory_of = plan.effort, cases.MEMORY
     return [
         *(Step("rows", case.name, partial(speed.row, case, effort)) for case in cases.CASES),
+        *(
+            Step(
+                KEPT_HEAP,
+                f"heap kept: {case.name}",
+                partial(speed.row_on_kept_heap, case, effort, threads),
+            )
+            for case in cases.CASES
+            if case.calls == 1
+        ),
         Step("memory", f"memory: {memory_of.name}", partial(memory.peaks, memory_of, threads)),
         *(
             Step("curve", f"curve: {case.name}", partial(speed.point, case, effort))

@@ -1,8 +1,13 @@
-"""The times: of each case, along the curve of class counts, and with more than one thread."""
+"""The times: of each case on two heaps, along the curve of class counts, and by threads."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -12,6 +17,9 @@ from bench.cases import Case
 from bench.contestants import BUILTIN, COMPILED, COPY, OURS, Contestant
 from bench.goals import judge
 from bench.timing import Effort, in_turns
+
+#: glibc's heap gives no memory back to the system, so that no page is zeroed anew.
+KEEPS_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
 
 
 def row(case: Case, effort: Effort) -> dict[str, Any]:
@@ -36,6 +44,20 @@ def row(case: Case, effort: Effort) -> dict[str, Any]:
         "ratios": ratios,
         "claims": judge(case.goals, ratios),
     }
+
+
+def row_on_kept_heap(case: Case, effort: Effort, threads: int) -> dict[str, Any]:
+    """Do the same in a process whose heap keeps its memory; the goals are not for it."""
+    with (
+        patch.dict(os.environ, KEEPS_MEMORY),  # read when a process starts
+        ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor,
+    ):
+        return executor.submit(_row, replace(case, goals=()), effort, threads).result()
+
+
+def _row(case: Case, effort: Effort, threads: int) -> dict[str, Any]:
+    torch.set_num_threads(threads)
+    return row(case, effort)
 
 
 def point(case: Case, effort: Effort) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from rich.text import Text
 from bench.contestants import BUILTIN, COMPILED, COPY, IN_PLACE, OURS
 from bench.goals import SPEEDUPS, Measure
 from bench.last_layer import CHUNKED, FLOOR, FORWARD, HVP
+from bench.plan import KEPT_HEAP
 
 WIDTH = 80
 _LABEL = 20  # `1024x128256 bfloat16`
@@ -31,6 +32,7 @@ def _parts(report: dict[str, Any]) -> Iterator[RenderableType]:
     tables = (
         ("rows", _times),
         ("rows", _ratios),
+        (KEPT_HEAP, _on_kept_heap),
         ("memory", _memory),
         ("curve", _curve),
         ("scaling", _scaling),
@@ -85,10 +87,14 @@ def _times(rows: list[Entry]) -> Table:
     return table
 
 
-def _ratios(rows: list[Entry]) -> Table:
+def _on_kept_heap(rows: list[Entry]) -> Table:
+    return _ratios(rows, "the same on a heap that keeps its memory")
+
+
+def _ratios(rows: list[Entry], title: str = "the same as ratios, each beside its goal") -> Table:
     measures: tuple[Measure, ...] = ("over builtin", "over compiled", "copies")
     heads = ("speed-up over\nbuiltin", "speed-up over\ncompiled", "time, in\ncopies")
-    table = new_table("the same as ratios, each beside its goal", "", "")
+    table = new_table(title, "", "")
     table.columns[0].min_width = _LABEL
     for head in heads:
         table.add_column(head, justify="right")

@@ -95,6 +95,13 @@ def fsdp1(model: nn.Module) -> nn.Module:
     return FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=True)
 
 
+def tensor_parallel(model: nn.Module) -> nn.Module:
+    from torch.distributed.tensor import Replicate
+    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+
+    return parallelize_module(model, mesh(), {"head": ColwiseParallel(output_layouts=Replicate())})
+
+
 WRAPPERS = {
     "ddp": with_ddp,
     "ddp, unused": with_unused,
@@ -104,6 +111,7 @@ WRAPPERS = {
     "fsdp, head": fsdp_head,
     "fsdp, head, fused last": fsdp_head_first,
     "fsdp1": fsdp1,
+    "tensor parallel": tensor_parallel,
 }
 LOSSES = {"own": own_loss, "caller's": callers_loss, "rows": rows_loss}
 
@@ -147,7 +155,7 @@ def process(rank: int, store: str, results: str) -> None:
             model = custom_ops.fuse(make(loss), "head")
             try:
                 wrapped = wrap(model)
-                values = steps(wrapped, of, half)
+                values = steps(wrapped, of, slice(None) if wrap is tensor_parallel else half)
                 whole = {
                     n.removeprefix("module."): p.full_tensor() if hasattr(p, "full_tensor") else p
                     for n, p in wrapped.state_dict().items()
@@ -182,8 +190,9 @@ def test_the_weights_after_three_steps_are_those_of_one_process(
     assert not any(isinstance(result, str) for result in mine), mine
     model = make(loss)
     steps(model, LOSSES[loss], slice(None))
-    # It hands the output to a Function of its own, whose backward must run.
+    # It hands the output to a Function of its own, whose backward must run; or W is a DTensor.
     sink = wrapper in ("ddp, unused", "ddp, static") and loss != "own"
+    sink |= wrapper == "tensor parallel"
     for _, weights, losses, computed in mine:
         torch.testing.assert_close(weights, dict(model.state_dict()), rtol=1e-6, atol=1e-7)
         assert sink or (losses == 3 and not computed)

@@ -145,6 +145,18 @@ def with_gradient_reversal(model: Model) -> Model:
     return model
 
 
+def with_a_weight_of_another_class(model: Model) -> Model:
+    class Doubled(Tensor):
+        @classmethod
+        def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            result = super().__torch_function__(func, types, args, kwargs or {})
+            return 2 * result if func is F.linear else result
+
+    weight = torch.randn(CLASSES, FEATURES, dtype=torch.double).as_subclass(Doubled)
+    model.head.weight = nn.Parameter(weight)
+    return model
+
+
 UNFUSED = {
     "a backward hook": with_full_backward_hook,
     "a hook on the output": with_hooked_output,
@@ -162,6 +174,8 @@ UNFUSED = {
         )
     ),
     "one class": lambda model: Model(nn.Linear(FEATURES, 1)),
+    "a weight of another class": with_a_weight_of_another_class,
+    "a weight that DeepSpeed partitions": on_the_head(lambda h: setattr(h.weight, "ds_id", 0)),
 }
 
 
@@ -172,6 +186,7 @@ def test_the_head_gives_real_logits(kind: str, same: Any):
         program = lambda m, x, y: m(x).square().mean()  # noqa: E731
     model = same(program, UNFUSED[kind](Model()), "head", lazily=False)
     assert fused(model) == 0
+    assert custom_ops.materialized(model) or kind == "another forward"
 
 
 def test_a_global_backward_hook_sees_the_gradient_of_the_logits(same: Any):
@@ -232,6 +247,14 @@ def test_a_weight_that_is_fake_quantised_is_fused(same: Any):
         model(torch.randn(3, FEATURES))  # the observers settle
     model.apply(torch.ao.quantization.disable_observer)
     same(loss, model, "head", dtype=torch.float32)
+
+
+def test_a_weight_that_is_freed_before_the_loss_is_an_error_that_says_what_to_set():
+    head = custom_ops.fuse(nn.Linear(FEATURES, CLASSES))
+    z = head(torch.randn(3, FEATURES))
+    head.weight.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match=r"freed.*expected.*reshard_after_forward=False"):
+        F.cross_entropy(z, torch.zeros(3, dtype=torch.long))
 
 
 def test_a_head_is_found_or_named():

@@ -99,6 +99,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     ),
     "shifted": shifted,
     "shifted and smoothed": lambda z, y: shifted(z, ignored(y), label_smoothing=0.1),
+    "squeezed": lambda z, y: F.cross_entropy(z[:, -1:].squeeze(1), y[:, -1:].squeeze()),
     "one row": lambda z, y: F.cross_entropy(z[0, 1], y[0, 1]),
     "masked": lambda z, y: F.cross_entropy(z[y > 4], y[y > 4]),
     "masked by a column": lambda z, y: F.cross_entropy(
@@ -155,10 +156,11 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "entropy": lambda z, y: shifted(z, y) - 0.1 * entropy(z).mean(),
     "entropy of softmax": lambda z, y: -(z.softmax(-1) * z.log_softmax(-1)).sum(-1).mean(),
     "as in TRL": selected_as_in_trl,
+    "a distribution": lambda z, y: -torch.distributions.Categorical(logits=z).log_prob(y).mean(),
     "two losses": lambda z, y: F.cross_entropy(z[:, :-1].mT, y[:, 1:]) + shifted(z.flip(1), y),
 }
-#: Of these one operation is not in the table.
-NOT_IN_THE_TABLE = {"two losses"}
+#: Of these an operation is not in the table.
+NOT_IN_THE_TABLE = {"two losses", "a distribution"}
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -204,6 +206,23 @@ def test_a_label_that_gather_refuses_is_refused():
     z = head(torch.randn(2, 4)).log_softmax(-1)
     with pytest.raises(IndexError, match="-100"):
         z.gather(-1, torch.tensor([[1], [-100]]))
+
+
+def test_a_sum_with_its_own_transpose(same: Any):
+    def program(head: Any, x: Tensor, y: Tensor) -> Tensor:
+        z = head(x)
+        return F.cross_entropy(z + z.t(), y)
+
+    same(program, rows=(C,), lazily=False)
+
+
+def test_a_column_of_a_head_of_as_many_classes_as_features_and_rows(same: Any):
+    same(
+        lambda m, x, y: F.cross_entropy(m(x)[:, 5], y[0] % 8),
+        nn.Linear(8, 8),
+        rows=(8,),
+        lazily=False,
+    )
 
 
 def test_einops_rearranges_them(same: Any):

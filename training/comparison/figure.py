@@ -28,12 +28,12 @@ _COLOURS = {
 
 def save(report: dict[str, Any], path: Path) -> None:
     """Draw the report into a PNG."""
-    figure = Figure(figsize=(14, 8.2))
+    figure = Figure(figsize=(10.4, 10))  # inches; a README shows it 830 pixels wide
     figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.06)
-    panels: Any = figure.subfigures(2, 1, height_ratios=(1.1, 1))
+    panels: Any = figure.subfigures(2, 1, height_ratios=(1, 1.7))
     top, bottom = panels
     _draw_curves(top, report)
-    answers, same, time, memory = bottom.subplots(1, 4, width_ratios=(1.2, 1.2, 1, 1))
+    answers, same, time, memory = bottom.subplots(2, 2).flat
     _draw_answers(answers, report)
     _draw_roundings(same, report)
     _draw_times(time, report)
@@ -45,9 +45,9 @@ def save(report: dict[str, Any], path: Path) -> None:
         f"{settings['precision']}, {report['environment']['device']}; every head from the same "
         "weights on the same batches"
     )
-    title = "\n".join(textwrap.wrap(report["title"], 104))
+    title = "\n".join(textwrap.wrap(report["title"], 84))
     figure.suptitle(title, fontsize=15, fontweight="bold")
-    figure.supxlabel(below, fontsize=9)
+    figure.supxlabel("\n".join(textwrap.wrap(below, 110)), fontsize=9)
     write_whole(path, lambda file: figure.savefig(file, dpi=120, format="png"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,7 +18,7 @@ def sentence(report: dict[str, Any]) -> str:
     if broken:
         return f"{broken}: its differences count the finite values alone, and prove nothing."
     if report["answers"]["beside_first"] and _tested(report):
-        return f"{_answers(report)}; {_gradients(report)}."
+        return f"{_answers(report)}; {_gradients(report)}; {_fastest(report)}."
     return f"{_losses(report)}; {_gradients(report)}; {_costs(report)}."
 
 
@@ -27,7 +28,7 @@ def title(report: dict[str, Any]) -> str:
     if broken:
         return broken
     if not _tested(report):
-        return f"One loss curve; {_costs(report)}"
+        return f"One loss curve; last layer and loss {_shares(report)}"
     better = _significant(report)
     if better:
         return _otherwise(better, report)
@@ -40,7 +41,8 @@ def title(report: dict[str, Any]) -> str:
     spread = answers["spread"][_first(report)]
     if spread is not None:
         others.append(f"another seed {spread:.1f}")
-    most = f"at most {apart} right answers" if apart else "no right answer"
+    answers_apart = f"{apart} right answer{'s' * (apart > 1)}"
+    most = f"at most {answers_apart}" if apart else "no right answer"
     message = f"Another head changes {most} of {answers['asked']}"
     return f"{message}; {', '.join(others)}" if others else message
 
@@ -106,9 +108,29 @@ def _gradients(report: dict[str, Any]) -> str:
         exact = report["differences"][yardstick]["same_weights"]["roundings"]
         beside = f", where its own exact answer is {exact:.1f} away"
     return (
-        f"at the same weights no gradient is further from {_first(report)}'s than {worst:.1f} "
-        f"roundings ({report['rounding']['dtype']}){beside}"
+        f"at the same weights every gradient agrees with {_first(report)}'s to "
+        f"{_digits(worst * report['rounding']['eps'])} of its largest entry ({worst:.1f} "
+        f"roundings of {report['rounding']['dtype']}{beside})"
     )
+
+
+def _digits(difference: float) -> str:
+    """Say to how many digits two numbers agree whose difference is this part of the larger.
+
+    >>> _digits(1.5e-7), _digits(0.0)
+    ('6.8 digits', 'the last bit')
+    """
+    return f"{-math.log10(difference):.1f} digits" if difference else "the last bit"
+
+
+def _fastest(report: dict[str, Any]) -> str:
+    heads = report["heads"]
+    name = min(heads, key=lambda head: heads[head]["head_us"])
+    first = _first(report)
+    if name == first:
+        return f"no head's last layer and loss are faster than {first}'s"
+    ours, theirs = (duration(1e-6 * heads[head]["head_us"]) for head in (name, first))
+    return f"last layer and loss are fastest in {name}, {ours} for {first}'s {theirs}"
 
 
 def _costs(report: dict[str, Any]) -> str:
@@ -117,6 +139,13 @@ def _costs(report: dict[str, Any]) -> str:
     memory = f"{size(last['head_peak_bytes'])} instead of {size(first['head_peak_bytes'])}"
     time = f"{duration(1e-6 * last['head_us'])} instead of {duration(1e-6 * first['head_us'])}"
     return f"last layer and loss take {memory}, {time}"
+
+
+def _shares(report: dict[str, Any]) -> str:
+    """What the last head takes of what the first one does."""
+    first, *_, last = report["heads"].values()
+    memory, time = (last[of] / first[of] for of in ("head_peak_bytes", "head_us"))
+    return f"in {memory:.0%} of the memory and {time:.0%} of the time"
 
 
 def _not_finite(report: dict[str, Any]) -> str | None:

@@ -1,6 +1,6 @@
 """Calls of the ops on CPU tensors, as on a device: Triton's kernels, compiled and not run.
 
-Run by tests/test_launches.py with a driver that writes launches down. Prints for each call where
+Run by test_launches.py with a driver that writes launches down. Prints for each call where
 its tensors lie, and what was launched for it: the first time by Triton, then by the node.
 """
 

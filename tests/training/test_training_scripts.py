@@ -27,7 +27,7 @@ from training.run.checkpoint import AtomicCheckpointIO
 # Lightning's own use of torch.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 DIGITS = ("--data", "digits", "--accelerator", "cpu", "--no-progress")
 LM = ("--vocabulary", 4096, "--width", 32, "--context", 64, "--accelerator", "cpu", "--no-progress")
 SMALL = {

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("training.lightning", reason="needs the extra [train]")
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "lightning_module.py"
 
 

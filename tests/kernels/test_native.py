@@ -158,7 +158,7 @@ def test_every_operator_is_checked():
             "cross_entropy_hvp_",
             "cross_entropy_vjp",
             "cross_entropy_vjp_",
-            "linear_cross_entropy",  # by tests/test_last_layer_transforms.py
+            "linear_cross_entropy",  # by last_layer/test_last_layer_transforms.py
             "linear_cross_entropy_vjp",
             "log_softmax_jvp",
             "log_softmax_vjp",
@@ -462,8 +462,9 @@ def test_every_vector_set_of_an_older_processor(capability: str):
     if missing := built.find(built.read(), torch.__version__, capability.upper()).missing:
         pytest.skip(missing)
     report = [sys.executable, "-c", "import custom_ops; print(custom_ops.backend())"]
-    tests = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/test_native.py"]
-    tests += ["tests/test_inplace.py", "-k", "not older_processor and not opcheck"]
+    files = ["tests/kernels/test_native.py", "tests/test_inplace.py"]
+    tests = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *files]
+    tests += ["-k", "not older_processor and not opcheck"]
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
     for command, says in (
         (report, f"C++ ({capability.upper()}) on the CPU"),

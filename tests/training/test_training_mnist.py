@@ -21,7 +21,7 @@ from torchvision.datasets import MNIST
 from training.data import DigitData, mnist
 from training.data.images import load_mnist
 
-REAL = Path(__file__).parents[2] / "shared" / "mnist"
+REAL = Path(__file__).parents[3] / "shared" / "mnist"
 
 
 def md5(content: bytes) -> str:

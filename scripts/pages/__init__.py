@@ -1,0 +1,1 @@
+"""The site of docs/, and the tables of its figures."""
