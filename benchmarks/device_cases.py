@@ -7,10 +7,10 @@ from typing import Literal
 
 import torch
 
-from bench.cases import Case, Op
-from bench.contestants import IN_PLACE, OURS
-from bench.goals import Goal
-from bench.last_layer import LastLayer
+from benchmarks.cases import Case, Op
+from benchmarks.contestants import IN_PLACE, OURS
+from benchmarks.goals import Goal
+from benchmarks.last_layer import LastLayer
 
 Direction = Literal["forward", "backward", "forward + backward"]
 
