@@ -10,13 +10,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+sys.path.append(str(Path(__file__).parents[1]))  # benchmarks is not installed with custom_ops
+
 if TYPE_CHECKING:
-    from bench.plan import Step
+    from benchmarks.plan import Step
 
 RESULT = "benchmark.json"
 PICTURES = "benchmark-*.png"
@@ -32,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _on_the_cpu(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     # After the arguments: torch takes seconds to import.
     import torch
-    from bench import environment, figure, plan, table
+
+    from benchmarks import environment, figure, plan, table
 
     chosen_plan = plan.QUICK if arguments.quick else plan.THOROUGH
     chosen = _chosen(parser, plan.steps(chosen_plan, arguments.threads), arguments.only)
@@ -57,7 +61,7 @@ def _on_cuda(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
 
         if not torch.cuda.is_available():
             parser.error("--device cuda: this torch sees no CUDA device")
-        from bench import device, device_environment, device_table, plan
+        from benchmarks import device, device_environment, device_table, plan
 
         here = torch.device("cuda", torch.cuda.current_device())
         chosen_plan = plan.QUICK if arguments.quick else device.THOROUGH

@@ -37,9 +37,9 @@ def bench():
             "speed",
             "timing",
         )
-        bench = importlib.import_module("bench")
+        bench = importlib.import_module("benchmarks")
         for name in modules:
-            importlib.import_module(f"bench.{name}")
+            importlib.import_module(f"benchmarks.{name}")
         patch.setattr(bench.cases, "CASES", tuple(map(tiny, bench.cases.CASES)))
         patch.setattr(bench.cases, "SCALING", tuple(map(tiny, bench.cases.SCALING)))
         patch.setattr(bench.cases, "MEMORY", tiny(bench.cases.MEMORY))
@@ -189,7 +189,7 @@ def test_a_busy_machines_times_leave_the_labels_whole(bench, run, capsys):
     report, _, _ = run
     slow = {"median": 23.9, "quartiles": [1.0, 99.0]}
     rows = [{**row, "seconds": dict.fromkeys(row["seconds"], slow)} for row in report["rows"]]
-    importlib.import_module("bench.table").show({**report, "rows": rows})
+    importlib.import_module("benchmarks.table").show({**report, "rows": rows})
     printed = capsys.readouterr().out
     assert "23900000" in printed
     assert "cross_entropy, ms" in printed
@@ -227,7 +227,7 @@ def test_every_section_is_in_the_file(bench, run):
 
 def drawn(bench, report):
     """The picture of large logits, and where its marks stand by their colour."""
-    figures = dict(importlib.import_module("bench.figure").figures(report))
+    figures = dict(importlib.import_module("benchmarks.figure").figures(report))
     axes = figures["large"].axes[0]
     marks = [line for line in axes.lines if len(line.get_xdata()) == 1]
     return figures, [(m.get_xdata()[0], m.get_ydata()[0], m.get_mfc()) for m in marks]

@@ -23,7 +23,7 @@ def test_all_of_it_takes_ten_minutes(script, tmp_path):
 
 def test_what_it_measures_is_there(script, tmp_path):
     pytest.importorskip("rich", reason="needs the extra [train]")
-    cases = importlib.import_module("bench.device_cases")
+    cases = importlib.import_module("benchmarks.device_cases")
     names = [f"step: {case.name}" for case in cases.STEPS] + [cases.LAST_LAYER.name]
     names += [f"curve: {case.name}" for case in cases.CURVE]
     for part in script.parts(tmp_path):

@@ -23,9 +23,9 @@ DEVICE = ("device", "device_cases", "device_table", "device_timing", "device_env
 def bench(monkeypatch):
     """The scripts' package, without the seconds that compiling takes."""
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    bench = importlib.import_module("bench")
+    bench = importlib.import_module("benchmarks")
     for name in (*MODULES, *DEVICE):
-        importlib.import_module(f"bench.{name}")
+        importlib.import_module(f"benchmarks.{name}")
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     return bench
 

@@ -195,12 +195,16 @@ def test_the_sdist_holds_all_that_a_build_and_its_tests_need(sources, tmp_path: 
         names = sdist.getnames()
     inside = {name.partition("/")[2] for name in names}
     kernels = {
-        f"custom_ops/kernels/cpu/{path.name}" for path in ROOT.glob("custom_ops/kernels/cpu/*")
+        str(path.relative_to(ROOT))
+        for room in ("kernels/cpu", "node")
+        for path in (ROOT / "custom_ops" / room).iterdir()
+        if path.suffix in (".h", ".cpp", ".py")
     }
-    assert len(kernels) > 10
+    assert len(kernels) > 20
     assert kernels <= inside
     assert {"setup.py", "pyproject.toml", "LICENSE", "README.md", "Makefile"} <= inside
     assert {"tests/conftest.py", "tests/test_install.py", "training/data/digits.py"} <= inside
+    assert {"benchmarks/plan.py", "scripts/benchmark.py", "mkdocs.yml"} <= inside
     assert {"lesson/page.py", "lesson/exercises/check.py", "docs/softmax.html"} <= inside
     assert not [name for name in inside if name.endswith((".so", ".pyc", "built.json"))]
 

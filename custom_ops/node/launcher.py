@@ -57,6 +57,7 @@ def _recording(function: Callable[..., Results], tensors: int) -> Callable[..., 
             return function(*args), None
         with recorded(args[:tensors]) as tape:
             results = function(*args)
+        assert cpu.library is not None  # its node calls this
         return results, tape.recording(results, cpu.library.Recording)
 
     return called

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from bench.contestants import BUILTIN, COMPILED, IN_PLACE, OURS
-from bench.last_layer import CHUNKED, FLOOR, HVP
-from bench.plan import KEPT_HEAP
+from benchmarks.contestants import BUILTIN, COMPILED, IN_PLACE, OURS
+from benchmarks.last_layer import CHUNKED, FLOOR, HVP
+from benchmarks.plan import KEPT_HEAP
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -138,7 +138,7 @@ def _ratio(value: float) -> str:
 
 def main() -> None:
     """Write pages and pictures."""
-    from bench import figure
+    from benchmarks import figure
 
     for page, text in pages().items():
         page.write_text(text)

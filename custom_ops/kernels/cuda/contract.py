@@ -91,17 +91,17 @@ def _launch(p: Tensor, v: Tensor, dim: int, name: str) -> Tensor:
         return unview(out, dim)
     dtype = statistics_dtype(p.dtype)
     t = tiles(x.classes, x.inner, dtype, tensors=2)
-    kind, programs, sizes = tile_of(x, t, dtype), t.programs(x.rows), (x.rows, x.sizes)
-    tensors = (x.tensor, u.tensor)
+    kind, programs = tile_of(x, t, dtype), t.programs(x.rows)
+    pair = (x.tensor, u.tensor)
     with on_device(p):
         if t.chunks == 1:
-            launch(map_whole, programs, t.warps, *tensors, out.tensor, *sizes, name, kind)
+            tensors = (*pair, out.tensor)
+            launch(map_whole, programs, t.warps, *tensors, x.rows, x.sizes, name, kind)
         else:
             partials = fresh(p, x.rows, t.chunks, dtype=dtype)
-            sizes = (*sizes, t.chunks)
-            launch(map_partial, programs, t.warps, *tensors, partials, *sizes, name, kind)
-            tensors = (*tensors, out.tensor, partials)
-            launch(map_chunks, programs, t.warps, *tensors, *sizes, name, kind)
+            sizes = (x.rows, x.sizes, t.chunks)
+            launch(map_partial, programs, t.warps, *pair, partials, *sizes, name, kind)
+            launch(map_chunks, programs, t.warps, *pair, out.tensor, partials, *sizes, name, kind)
     return unview(out, dim)
 
 

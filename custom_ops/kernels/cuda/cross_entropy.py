@@ -270,7 +270,7 @@ def _results(problem: Problem) -> Found:
     """Return memory for the statistics of the rows; none for the loss."""
     dtype, wanted = problem.options.dtype, problem.options.stats
     return Found(
-        None,
+        None,  # type: ignore[arg-type]
         _rows(problem, dtype),
         _rows(problem, dtype),
         _rows(problem, torch.int64) if wanted else None,
@@ -288,7 +288,7 @@ def _checked(problem: Problem) -> tuple[Problem, Memory | None]:
         record.check()
     if target.device.type == "cpu":
         problem = problem._replace(target=checked_labels(target, problem.classes, o.ignore_index))
-    return problem, record and watched(record)
+    return problem, None if record is None else watched(record)
 
 
 def _rows(problem: Problem, dtype: torch.dtype) -> Tensor:

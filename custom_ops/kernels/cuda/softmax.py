@@ -84,8 +84,8 @@ def softmax(input: Tensor, dim: int, log: bool) -> Tensor:
     kind, programs = tile_of(z, t, dtype), t.programs(z.rows)
     with on_device(input):
         if t.chunks == 1:
-            tensors = (z.tensor, y.tensor)
-            launch(softmax_whole, programs, t.warps, *tensors, z.rows, z.sizes, log, kind)
+            pair = (z.tensor, y.tensor)
+            launch(softmax_whole, programs, t.warps, *pair, z.rows, z.sizes, log, kind)
         else:
             partials = fresh(input, 2, z.rows, t.chunks, dtype=dtype)
             sizes = (z.rows, z.sizes, t.chunks)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import custom_ops
-from bench.cases import Case
+from benchmarks.cases import Case
 
 _CE = "cross_entropy"
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from bench.goals import Goal, faster
+from benchmarks.goals import Goal, faster
 
 Op = Literal["cross_entropy", "softmax", "log_softmax"]
 

@@ -11,10 +11,10 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bench.contestants import BUILTIN, COMPILED, COPY, IN_PLACE, OURS
-from bench.goals import SPEEDUPS, Measure
-from bench.last_layer import CHUNKED, FLOOR, FORWARD, HVP
-from bench.plan import KEPT_HEAP
+from benchmarks.contestants import BUILTIN, COMPILED, COPY, IN_PLACE, OURS
+from benchmarks.goals import SPEEDUPS, Measure
+from benchmarks.last_layer import CHUNKED, FLOOR, FORWARD, HVP
+from benchmarks.plan import KEPT_HEAP
 
 WIDTH = 80
 _LABEL = 20  # `1024x128256 bfloat16`

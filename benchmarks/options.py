@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 import custom_ops
-from bench import environment
-from bench.cases import Case
-from bench.contestants import Contestant, Inputs, loss_and_gradient
-from bench.timing import Effort, in_turns
+from benchmarks import environment
+from benchmarks.cases import Case
+from benchmarks.contestants import Contestant, Inputs, loss_and_gradient
+from benchmarks.timing import Effort, in_turns
 from training.measurement import peak_bytes
 
 CASE = Case("cross_entropy", (1024, 32_000))

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from bench import contestants, device_cases, last_layer, rivals
-from bench.contestants import BUILTIN, COMPILED, COPY, OURS, Contestant, Inputs
-from bench.device_cases import DeviceCase
-from bench.device_timing import EventClock, WallClock, admit, ratios
-from bench.goals import Goal, judge
-from bench.last_layer import FLOOR, LastLayer
-from bench.plan import Plan, Step
-from bench.timing import Effort, Seconds, in_turns
+from benchmarks import contestants, device_cases, last_layer, rivals
+from benchmarks.contestants import BUILTIN, COMPILED, COPY, OURS, Contestant, Inputs
+from benchmarks.device_cases import DeviceCase
+from benchmarks.device_timing import EventClock, WallClock, admit, ratios
+from benchmarks.goals import Goal, judge
+from benchmarks.last_layer import FLOOR, LastLayer
+from benchmarks.plan import Plan, Step
+from benchmarks.timing import Effort, Seconds, in_turns
 from training.measurement import peak_bytes
 
 #: Of a report.

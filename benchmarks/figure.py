@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from bench.contestants import BUILTIN, COMPILED, COPY, IN_PLACE, OURS
-from bench.plan import KEPT_HEAP
+from benchmarks.contestants import BUILTIN, COMPILED, COPY, IN_PLACE, OURS
+from benchmarks.plan import KEPT_HEAP
 
 # Okabe and Ito's palette: told apart with every kind of colour vision. The markers repeat what the
 # colours say.

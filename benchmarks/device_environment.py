@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import custom_ops
-from bench import rivals
+from benchmarks import rivals
 from training.driver import driver_version
 
 

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from bench import cases, last_layer, memory, speed
-from bench.timing import Effort
+from benchmarks import cases, last_layer, memory, speed
+from benchmarks.timing import Effort
 
 #: The rows whose memory a heap may keep or give back.
 KEPT_HEAP = "rows, heap kept"

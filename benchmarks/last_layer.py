@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import custom_ops
-from bench.contestants import BUILTIN, OURS, Contestant
-from bench.goals import Goal, judge
-from bench.timing import Effort, in_turns
+from benchmarks.contestants import BUILTIN, OURS, Contestant
+from benchmarks.goals import Goal, judge
+from benchmarks.timing import Effort, in_turns
 
 FLOOR, ONE_PRODUCT = "three products", "one product"
 CHUNKED, FORWARD, HVP = "chunked", "forward", "hvp"

@@ -8,10 +8,10 @@ from typing import Any
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from bench.contestants import BUILTIN, COMPILED, COPY, IN_PLACE, OURS
-from bench.goals import Measure
-from bench.last_layer import FLOOR
-from bench.table import WIDTH, compared, goals_met, new_table, three
+from benchmarks.contestants import BUILTIN, COMPILED, COPY, IN_PLACE, OURS
+from benchmarks.goals import Measure
+from benchmarks.last_layer import FLOOR
+from benchmarks.table import WIDTH, compared, goals_met, new_table, three
 
 Entry = dict[str, Any]
 

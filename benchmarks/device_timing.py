@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from bench.contestants import COMPILED, Contestant
-from bench.rivals import RIVALS
+from benchmarks.contestants import COMPILED, Contestant
+from benchmarks.rivals import RIVALS
 
 FLUSH_BYTES = 512 << 20  # ten times the largest cache
 #: Cycles that a device idles before the work, about half a millisecond: the host is ahead of it

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import median, quantiles
 from typing import Any, TypeVar
 
-from bench.contestants import Contestant
+from benchmarks.contestants import Contestant
 
 Name = TypeVar("Name", bound=Hashable)
 

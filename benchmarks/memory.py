@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from bench import contestants, last_layer
-from bench.cases import Case
-from bench.contestants import BUILTIN, IN_PLACE, OURS, Contestant
-from bench.goals import judge
-from bench.last_layer import LastLayer
+from benchmarks import contestants, last_layer
+from benchmarks.cases import Case
+from benchmarks.contestants import BUILTIN, IN_PLACE, OURS, Contestant
+from benchmarks.goals import judge
+from benchmarks.last_layer import LastLayer
 from training.measurement import peak_bytes
 
 #: Who is measured.

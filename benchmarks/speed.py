@@ -12,11 +12,11 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from bench import contestants
-from bench.cases import Case
-from bench.contestants import BUILTIN, COMPILED, COPY, OURS, Contestant
-from bench.goals import judge
-from bench.timing import Effort, in_turns
+from benchmarks import contestants
+from benchmarks.cases import Case
+from benchmarks.contestants import BUILTIN, COMPILED, COPY, OURS, Contestant
+from benchmarks.goals import judge
+from benchmarks.timing import Effort, in_turns
 
 #: glibc's heap gives no memory back to the system, so that no page is zeroed anew.
 KEEPS_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
