@@ -103,7 +103,8 @@ def forward(slabs: Slabs) -> Found:
             z_t[rows] = torch.where(here, of_label, z_t[rows])
     L = S.log()
     loss = _weights(layer) * ((M - z_t) + L) + o.z_loss * (M + L) ** 2
-    return Found(*(x.masked_fill(ignored, 0.0) for x in (loss, M, L)), None, None)
+    loss, M, L = (x.masked_fill(ignored, 0.0) for x in (loss, M, L))
+    return Found(loss, M, L, None, None)
 
 
 def backward(slabs: Slabs, rows: Rows) -> Products:

@@ -92,10 +92,17 @@ def write(
     # NaN where M is no number to shift by
     L = tl.where(tl.abs(M) == float("inf"), float("nan"), tl.log(S))
     spread = distance + mass * L
-    if KIND.SOFT:
-        value, ignored, bad = spread, r < 0, r < 0
-    else:
+    t, ignored, bad = r, r < 0, r < 0
+    if not KIND.SOFT:
         label, t, ignored, bad = read_labels(y.target, r, n, classes, ignore_index)
+    # what is stored needs no register any more
+    tl.store(out.M + r, tl.where(ignored, 0.0, M), mask=real)
+    tl.store(out.L + r, tl.where(ignored, 0.0, L), mask=real)
+    if out.prediction is not None:
+        tl.store(out.prediction + r, tl.where(ignored, -1, best).to(tl.int64), mask=real)
+        tl.store(out.entropy + r, tl.where(ignored, 0.0, L - divided(T, S)), mask=real)
+    value = spread
+    if not KIND.SOFT:
         if out.record is not None:
             recorded(out.record, r, label, bad & real, classes, ignore_index, out.dims)
         named = real & (ignored == 0)
@@ -119,11 +126,6 @@ def write(
         tl.store(out.losses + tl.program_id(0), tl.sum(tl.where(real, value, 0.0), 0))
     if out.counts is not None:
         tl.store(out.counts + tl.program_id(0), tl.sum(tl.where(named, w_t, 0.0), 0))
-    tl.store(out.M + r, tl.where(ignored, 0.0, M), mask=real)
-    tl.store(out.L + r, tl.where(ignored, 0.0, L), mask=real)
-    if out.prediction is not None:
-        tl.store(out.prediction + r, tl.where(ignored, -1, best).to(tl.int64), mask=real)
-        tl.store(out.entropy + r, tl.where(ignored, 0.0, L - divided(T, S)), mask=real)
 
 
 @triton.jit(do_not_specialize=["n", "ignore_index"])
