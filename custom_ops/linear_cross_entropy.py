@@ -171,7 +171,6 @@ def linear_cross_entropy(
         target = checked_labels(target, C, index).reshape(-1)
         check_label_weight(input_dtype, weight, result_dtype)
     weight = None if weight is None else weight.to(o.dtype)
-
     blocks = Blocks(reduction != "none", rows=rows)
     layer = Layer(_as_rows(input), linear_weight, linear_bias, target, weight, o, blocks)
     loss, M, L, *stats = _of_positions(layer, positions)
