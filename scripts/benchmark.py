@@ -64,7 +64,7 @@ def _on_cuda(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
         from benchmarks import device, device_environment, device_table, plan
 
         here = torch.device("cuda", torch.cuda.current_device())
-        chosen_plan = plan.QUICK if arguments.quick else plan.THOROUGH
+        chosen_plan = plan.QUICK if arguments.quick else device.THOROUGH
         chosen = _chosen(parser, device.steps(chosen_plan, here), arguments.only)
         result = _result(arguments)
         report: dict[str, Any] = {

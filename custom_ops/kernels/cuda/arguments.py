@@ -9,6 +9,7 @@ from torch import Tensor
 
 from custom_ops.kernels.cuda.layout import View, view, view_like
 from custom_ops.kernels.cuda.parameters import Kind, Target, tile_of
+from custom_ops.kernels.cuda.reduction import finish
 from custom_ops.kernels.cuda.tiles import SMALL, Tiles, ceil_div, power_of_two, tiles
 from custom_ops.kernels.problem import Options, Problem
 
@@ -59,10 +60,10 @@ class Arguments(NamedTuple):
 
     def targets(self, mean_weight: bool = False) -> Target:
         """Return what ỹ is made of; its mass needs the mean weight where labels are smoothed."""
-        mean = None
-        if mean_weight and self.weight is not None and self.kind.SMOOTHING != "none":
-            mean = None if self.kind.SOFT else self.weight.mean()
-        return Target(self.values, self.weight, mean)
+        w, mean = self.weight, None
+        if mean_weight and w is not None and self.kind.SMOOTHING != "none" and not self.kind.SOFT:
+            mean = finish(w, None, w.numel(), True, w.dtype)[0]
+        return Target(self.values, w, mean)
 
 
 @lru_cache(maxsize=256)

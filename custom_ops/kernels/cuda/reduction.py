@@ -13,6 +13,7 @@ from torch import Tensor
 from custom_ops.kernels.cuda.arithmetic import divided, stored
 from custom_ops.kernels.cuda.launch import fresh, launch, on_device
 from custom_ops.kernels.cuda.parameters import ACCUMULATORS
+from custom_ops.kernels.problem import statistics_dtype
 
 __all__ = ["FEW", "finish", "total"]
 
@@ -39,15 +40,15 @@ def finished(
     count = tl.zeros((BLOCK,), ACC)
     for start in range(0, n, BLOCK):
         i = start + tl.arange(0, BLOCK)
-        value += tl.load(losses + i, mask=i < n, other=0.0)
+        value += tl.load(losses + i, mask=i < n, other=0.0).to(ACC)
         if counts is not None:
-            count += tl.load(counts + i, mask=i < n, other=0.0)
+            count += tl.load(counts + i, mask=i < n, other=0.0).to(ACC)
     total = tl.sum(value, 0)
     if divisor is not None:
         rows = tl.full((), given, ACC)
         if counts is not None:
             rows = tl.sum(count, 0)
-        tl.store(divisor, rows)
+        tl.store(divisor, stored(rows, divisor))
         total = divided(total, rows)
     tl.store(result, stored(total, result))
 
@@ -69,7 +70,8 @@ def finish(
     result = fresh(losses, dtype=dtype)
     n = fresh(losses, dtype=losses.dtype) if mean else None
     block, warps = (LEAST, 4) if losses.numel() <= LEAST else (MOST, 16)
-    tensors, numbers = (losses, counts, result, n), (losses.numel(), given)
+    tensors, numbers = (losses, counts, result, n), (losses.numel(), float(given))
+    acc = ACCUMULATORS[statistics_dtype(losses.dtype)]
     with on_device(losses):
-        launch(finished, 1, warps, *tensors, *numbers, ACCUMULATORS[losses.dtype], block)
+        launch(finished, 1, warps, *tensors, *numbers, acc, block)
     return result, n

@@ -55,6 +55,11 @@ CALLS = {
     "one class": (cross_entropy, lambda: (rows(5, 1), labels(5)), {}),
     "float64": (cross_entropy, lambda: (rows(33, 7, F64), labels(33)), ALL),
     "bfloat16 in chunks": (cross_entropy, lambda: (rows(3, 40_000, BF16), labels(3)), {}),
+    "labels, smoothed and weighted": (
+        cross_entropy,
+        lambda: (rows(6, 9), labels(6), torch.ones(9)),
+        ALL,
+    ),
     "probabilities and a weight": (
         cross_entropy,
         lambda: (rows(6, 9), torch.zeros(6, 9), torch.ones(9)),
@@ -69,6 +74,8 @@ CALLS = {
     "rows apart": (cross_entropy, lambda: (rows(8, 9, apart=3), labels(8)), {}),
     "off by a number": (cross_entropy, lambda: (rows(8, 12, off=1), labels(9)[1:]), {}),
     "softmax": (softmax, lambda: (rows(64, 1000),), {"dim": 1}),
+    "softmax along itself": (softmax, lambda: (rows(64, 1000),), {"dim": 1}),
+    "softmax once more": (softmax, lambda: (rows(64, 1000),), {"dim": 1}),
     "softmax of odd rows": (softmax, lambda: (rows(5, 33, BF16, apart=2),), {"dim": 1}),
     "log-softmax in chunks": (log_softmax, lambda: (rows(2, 40_000),), {"dim": 1}),
 }
@@ -86,7 +93,7 @@ def run(name: str, tensors: tuple[Tensor, ...]) -> dict:
     op, _, options = CALLS[name]
     result = op(*tensors, **options)
     result = result[0] if "return_stats" in options else result
-    g = torch.ones_like(result)
+    g = result.detach() if name == "softmax along itself" else torch.ones_like(result)
     (d,) = torch.autograd.grad(result, tensors[0], g)
     addresses = [t.data_ptr() for t in (*tensors, g, result, d)]
     return {"addresses": addresses, "launches": launches(), "node": result.grad_fn.name()}
