@@ -216,8 +216,7 @@ def check_cross_entropy_tensors(
             )
     else:
         _check_labels(input, target)
-    if weight is not None:
-        check_class_weight(input, input.shape[1 if input.dim() > 1 else 0], weight)
+    check_class_weight(input, input.shape[1 if input.dim() > 1 else 0], weight)
 
 
 def check_probabilities(target: Tensor) -> None:
@@ -249,7 +248,9 @@ def check_label_dtype(target: Tensor) -> None:
 
 
 def check_class_weight(input: Tensor, classes: int, weight: object) -> None:
-    """Raise unless `weight` has a real number for each class, beside the input."""
+    """Raise unless `weight` is None or has a real number for each class, beside the input."""
+    if weight is None:
+        return
     if not isinstance(weight, Tensor):
         raise TypeError(f"weight must be a Tensor or None, got {type(weight).__name__}")
     if weight.shape != (classes,):

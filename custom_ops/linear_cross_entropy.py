@@ -151,8 +151,7 @@ def linear_cross_entropy(
         )
     C = linear_weight.shape[0]
     (check_probabilities if soft else check_label_dtype)(target)
-    if weight is not None:
-        check_class_weight(input, C, weight)
+    check_class_weight(input, C, weight)
 
     input, linear_weight = autocast_linear(input), autocast_linear(linear_weight)
     linear_bias = None if linear_bias is None else autocast_linear(linear_bias)
@@ -172,16 +171,15 @@ def linear_cross_entropy(
         target = checked_labels(target, C, index).reshape(-1)
         check_label_weight(input_dtype, weight, result_dtype)
     weight = None if weight is None else weight.to(o.dtype)
-
     blocks = Blocks(reduction != "none", rows=rows)
     layer = Layer(_as_rows(input), linear_weight, linear_bias, target, weight, o, blocks)
     loss, M, L, *stats = _of_positions(layer, positions)
     if reduction == "mean":
         loss = loss / denominator(C, target, weight, o, normalizer)
     loss = loss.to(result_dtype) if blocks.total else loss.reshape(rows_shape).to(result_dtype)
-    if not return_stats:
-        return loss
-    return loss, CrossEntropyStats(*(t.reshape(rows_shape) for t in (M + L, *stats)))
+    if return_stats:
+        return loss, CrossEntropyStats(*(t.reshape(rows_shape) for t in (M + L, *stats)))
+    return loss
 
 
 def _of_positions(layer: Layer, positions: tuple[int, ...]) -> list[Any]:

@@ -6,7 +6,6 @@ it is applied to, the element-wise products it is mistaken for, and three indepe
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -40,12 +39,6 @@ class Comparison(NamedTuple):
     def relative_error(self) -> float:
         """|wrong − right| / |right|."""
         return float((self.wrong - self.right).norm() / self.right.norm())
-
-    @property
-    def angle(self) -> float:
-        """The angle between the two, in degrees."""
-        cosine = torch.cosine_similarity(self.wrong, self.right, dim=0, eps=0.0)
-        return math.degrees(math.acos(min(1.0, float(cosine))))
 
     @property
     def opposite(self) -> Tensor:

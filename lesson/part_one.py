@@ -203,7 +203,8 @@ def squared_error(case: OneImage) -> str:
     return f"""\
 {title("6. Another cost, the same rule:  C = ½ Σ_k (a_k − y_k)²")}
 
-Now v_k = ∂C/∂a_k = a_k − y_k has no zeros, and ten terms of the sum count:
+For this cost a − y is v, not yet ∂C/∂z: v_k = ∂C/∂a_k = a_k − y_k. It has no
+zeros, and ten terms of the sum count:
 
 {header("k")}
 {row("v", e.v)}
@@ -352,11 +353,8 @@ def outer(case: OneImage) -> Tensor:
 
 
 def error(e: Comparison) -> str:
-    """Say how wrong the element-wise product is, as direction and as length."""
-    return (
-        f"The wrong gradient points {e.angle:.0f}° away from the right one; their difference is "
-        f"{e.relative_error:.0%} as long as the right one."
-    )
+    """Say how wrong the element-wise product is."""
+    return f"The error is {e.relative_error:.0%} as long as the right gradient."
 
 
 def column(e: Comparison, s: int) -> str:

@@ -192,7 +192,8 @@ soft target, m = {numbers.soft.mass:.0f}:
 
 {target_rows(a, numbers.soft)}
 
-With class weights, or anything else that makes m = {numbers.heavy.mass:.1f}:
+A class weight w_k turns y_k into w_k y_k, so that m is no longer 1. With a y
+for which m = {numbers.heavy.mass:.1f}:
 
 {target_rows(a, numbers.heavy)}
 
@@ -228,12 +229,13 @@ def kept(case: OneImage, numbers: Numbers) -> str:
 {title("18. What forward keeps for backward")}
 
     ∂C/∂z = a − y, or a ⊙ (v − ⟨a, v⟩)     needs a, (10,), and y, (10,)
-    ∂C/∂W = ∂C/∂z xᵀ                       needs x, (64,)
-    ∂C/∂x = ∂C/∂z W                        needs W, (10, 64), kept as a weight
+    ∂C/∂W_ij = ∂C/∂z_i · x_j               needs x, (64,)
+    ∂C/∂x_j = Σ_s ∂C/∂z_s W_sj             needs W, (10, 64), kept as a weight
     dZ₁ = dX₁ ⊙ X₁ ⊙ (1 − X₁)              needs X₁, not Z₁
 
-J is in no line: it is made of a, and v @ J needs a alone. Even a need not be
-kept. Two numbers for each row give it back from the scores:
+J is in no line: it is made of a, and v @ J needs a alone. The probabilities
+need not be kept either. Two numbers for each row give them back from the
+scores:
 
     M = max_s z_s                     {k.M:.3f}    so that exp cannot overflow
     L = log Σ_s exp(z_s − M)          {k.L:.3f}

@@ -232,7 +232,6 @@ def test_size_of_an_error_is_measured():
     assert e.right.tolist() == [-1, 0]
     assert e.wrong.tolist() == [0, -1]
     assert e.relative_error == pytest.approx(2**0.5)
-    assert e.angle == pytest.approx(90)
     assert not e.opposite.any()
 
 
