@@ -208,7 +208,8 @@ class Launch(NamedTuple):
         )(*self.args, **self.kwargs)
         if wide:
             # rows and strides: all sizes but those of the classes and of what lies inside
-            wider = {k: 2**40 for k, v in bound.items() if k in ("n", "rows") and v > 1}
+            counts = {k: v for k, v in bound.items() if isinstance(v, int)}
+            wider = {k: 2**40 for k, v in counts.items() if k in ("n", "rows") and v > 1}
             if "sizes" in bound:
                 strides = (2**40 for _ in bound["sizes"][2:])
                 wider["sizes"] = (*bound["sizes"][:2], *strides)
