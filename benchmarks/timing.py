@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import gc
-import random
 import time
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
 from statistics import median, quantiles
 from typing import Any, TypeVar
 
 from benchmarks.contestants import Contestant
+from training import measurement
+from training.measurement import Effort
+
+__all__ = ["Effort", "Seconds", "host_seconds", "in_turns"]
 
 Name = TypeVar("Name", bound=Hashable)
 
 #: A clock: the seconds of so many calls of a contestant.
 Seconds = Callable[[Contestant, int], float]
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How long to measure: rounds until `seconds` have gone by, at least `least` of them."""
-
-    warm_up: int  #: rounds that do not count; the first compiles
-    least: int
-    most: int
-    seconds: float
 
 
 def host_seconds(contestant: Contestant, calls: int) -> float:
@@ -57,21 +49,12 @@ def in_turns(
     seconds: Seconds = host_seconds,
 ) -> dict[Name, dict[str, Any]]:
     """Return the seconds of a call, by contestant: median, quartiles and every sample."""
-    order = list(contestants)
-    shuffle = random.Random(0).shuffle  # each follows each of the others now and then
-    for _ in range(effort.warm_up):
-        for name in order:
-            seconds(contestants[name], calls)
-    samples: dict[Name, list[float]] = {name: [] for name in order}
-    began, rounds = time.perf_counter(), 0
-    while rounds < effort.least or (
-        rounds < effort.most and time.perf_counter() - began < effort.seconds
-    ):
-        shuffle(order)
-        for name in order:
-            samples[name].append(seconds(contestants[name], calls) / calls)
-        rounds += 1
-    return {name: _summary(values) for name, values in samples.items()}
+
+    def clock(contestant: Contestant) -> Callable[[], float]:
+        return lambda: seconds(contestant, calls) / calls
+
+    clocks = {name: clock(contestant) for name, contestant in contestants.items()}
+    return {name: _summary(s) for name, s in measurement.in_turns(clocks, effort).items()}
 
 
 def _summary(samples: list[float]) -> dict[str, Any]:

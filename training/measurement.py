@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,22 +19,53 @@ ENOUGH_SECONDS = 10.0
 
 Work = Callable[[], object]
 Result = TypeVar("Result")
+Name = TypeVar("Name", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure: rounds until `seconds` have gone by, at least `least` of them."""
+
+    warm_up: int  #: rounds that do not count; the first compiles
+    least: int
+    most: int
+    seconds: float
+
+
+def in_turns(clocks: Mapping[Name, Callable[[], float]], effort: Effort) -> dict[Name, list[float]]:
+    """Return what each clock shows, a number a round: a slow moment of the machine hits all alike.
+
+    The order changes from round to round, so that each follows each of the others now and then.
+    """
+    order, shuffle = list(clocks), random.Random(0).shuffle
+    for _ in range(effort.warm_up):
+        for name in order:
+            clocks[name]()
+    shown: dict[Name, list[float]] = {name: [] for name in clocks}
+    began, rounds = time.perf_counter(), 0
+    while rounds < effort.least or (
+        rounds < effort.most and time.perf_counter() - began < effort.seconds
+    ):
+        shuffle(order)
+        for name in order:
+            shown[name].append(clocks[name]())
+        rounds += 1
+    return shown
 
 
 def seconds_in_turns(
     works: Mapping[str, Work], device: torch.device, rounds: int = 200
 ) -> dict[str, list[float]]:
-    """Return the times of each work, taken in turns so that a slow moment hits all alike.
+    """Return the times of each work, taken in turns.
 
     Slow works get fewer rounds, as many as begin within `ENOUGH_SECONDS`.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in works}
-    began = time.perf_counter()
-    for _ in range(rounds):
-        for name, work in works.items():
-            seconds[name].append(timed(work, device)[0])
-        if time.perf_counter() - began > ENOUGH_SECONDS:
-            break
+
+    def clock(work: Work) -> Callable[[], float]:
+        return lambda: timed(work, device)[0]
+
+    clocks = {name: clock(work) for name, work in works.items()}
+    seconds = in_turns(clocks, Effort(0, 1, rounds, ENOUGH_SECONDS))
     # The first tenth, but for a single round, warms up.
     return {name: v[-(-len(v) // 10) :] or v for name, v in seconds.items()}
 
