@@ -226,15 +226,20 @@ def test_the_node_and_the_function_give_the_same_bits(
 @pytest.mark.parametrize("of", ["loss", "lse", "entropy", "all"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["labels", "probabilities"])
-def test_the_node_gives_the_same_statistics_and_their_derivatives(monkeypatch, kind, dtype, of):
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_the_node_gives_the_same_statistics_and_their_derivatives(
+    monkeypatch, reduction, kind, dtype, of
+):
     target = LABELS if kind == "labels" else torch.rand(6, 9, dtype=dtype)
     x, u = torch.randn(6, 9, dtype=dtype), torch.randn(6, 9, dtype=dtype)
     ignore = {"ignore_index": 8} if kind == "labels" else {}
 
     def run() -> tuple[list[Tensor], str]:
         leaf = x.clone().requires_grad_()
-        loss, stats = cross_entropy(leaf, target, z_loss=0.1, return_stats=True, **ignore)
-        parts = {"loss": loss, "lse": stats.lse.sum(), "entropy": stats.entropy.sum()}
+        loss, stats = cross_entropy(
+            leaf, target, reduction=reduction, z_loss=0.1, return_stats=True, **ignore
+        )
+        parts = {"loss": loss.sum(), "lse": stats.lse.sum(), "entropy": stats.entropy.sum()}
         total = sum(parts.values()) if of == "all" else parts[of]
         (once,) = torch.autograd.grad(total, leaf, retain_graph=True)
         (again,) = torch.autograd.grad(total, leaf, create_graph=True)
@@ -482,3 +487,11 @@ def test_without_the_library_the_report_says_why(monkeypatch):
         "eager: plain ATen operators, on every device; no C++ kernels: they were not built"
     )
     assert softmax(torch.zeros(2, requires_grad=True), 0).tolist() == [0.5, 0.5]
+
+
+def test_lse_has_its_gradient_where_the_mean_divides_by_nothing():
+    """Weights of 0 make the mean 0/0; nothing of the loss may reach the gradient of lse."""
+    x, zero = torch.randn(2, 3, requires_grad=True), torch.tensor([0.0, 1.0, 1.0])
+    _, stats = cross_entropy(x, torch.tensor([0, 0]), zero, return_stats=True)
+    assert "custom_ops::CrossEntropy" in stats.lse.grad_fn.name()
+    torch.testing.assert_close(torch.autograd.grad(stats.lse.sum(), x)[0], x.detach().softmax(1))

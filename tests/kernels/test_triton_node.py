@@ -34,7 +34,7 @@ OPTIONS = {
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
-@pytest.mark.parametrize("kind", ["labels", "probabilities", "pixels"])
+@pytest.mark.parametrize("kind", ["labels", "labels of int32", "probabilities", "pixels"])
 def test_the_node_and_the_function_give_the_same_bits(
     monkeypatch, kind: str, options: dict, reduction: str, dtype: torch.dtype
 ):
@@ -43,6 +43,8 @@ def test_the_node_and_the_function_give_the_same_bits(
         options.pop("normalizer", None)
     shape = (2, 9, 3) if kind == "pixels" else (6, 9)
     target = LABELS.view(3, 2).T if kind == "pixels" else LABELS
+    if kind == "labels of int32":
+        target = LABELS.int()
     if kind == "probabilities":
         target = torch.rand(shape, dtype=dtype)
     x, u = torch.randn(shape, dtype=dtype), torch.randn(shape, dtype=dtype)

@@ -174,15 +174,12 @@ def cross_entropy_vjp(problem: Problem, rows: Rows) -> Tensor:
         dz = _label_gradient(p, labels, weight, rows, o)
         ignored = labels.ignored.unsqueeze(o.dim)
     if rows.e is not None:
-        dz = dz + rows.e.unsqueeze(o.dim) * _entropy_gradient(z, p, o)
+        surprisal = (rows.M.unsqueeze(o.dim) - z) + rows.L.unsqueeze(o.dim)
+        # J (−log p), where a class with p = 0 adds nothing
+        change = contract(p, product(p.sign(), surprisal), o.dim)
+        dz = dz + rows.e.unsqueeze(o.dim) * change
     dz = dz if o.softcap is None and o.logit_scale == 1 else dz * slope
     return (dz if ignored is None else over(dz, "masked_fill", ignored, 0.0)).to(input.dtype)
-
-
-def _entropy_gradient(z: Tensor, p: Tensor, o: Options) -> Tensor:
-    """J (−log p), a class with p = 0 adding nothing."""
-    M, L = statistics(z, o.dim)
-    return contract(p, product(p.sign(), (M - z) + L), o.dim)
 
 
 def cross_entropy_vjp_(problem: Problem, rows: Rows) -> Tensor:
