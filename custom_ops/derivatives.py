@@ -85,13 +85,13 @@ def _cross_entropy_vjp(inputs: Any, output: Tensor) -> Any:
 
 
 def _linear_cross_entropy(inputs: Any, output: Any) -> Any:
-    layer = operators.layer_of(inputs[:5], inputs[5:])
+    layer = operators.layer_of(inputs)
     products = operators.wanted_of(output[5:], layer.blocks)
-    return LinearCrossEntropyFunction, layer[5:], (*output[:5], *products)
+    return LinearCrossEntropyFunction, layer[5:], (*output[:5], *products, None, None)
 
 
 def _linear_cross_entropy_vjp(inputs: Any, output: Any) -> Any:
-    layer = operators.layer_of(inputs[:5], inputs[10:])
+    layer = operators.layer_of_vjp(inputs)
     return LinearCrossEntropyVjpFunction, (None, None, None, *layer[5:], False), output
 
 

@@ -33,7 +33,7 @@ def _linear_cross_entropy(*args: Any) -> tuple[Tensor, ...]:
     The formulas are those of `custom_ops.cross_entropy`. Nothing is written in place, as a
     decomposition must not.
     """
-    x, W, b, target, weight, o, blocks = operators.layer_of(args[:5], args[5:])
+    x, W, b, target, weight, o, blocks = operators.layer_of(args)
     x = blank_ignored(x, target, o)
     z, slope, _ = eager.capped(F.linear(x, W, b), o)
     M = eager.maximum(z, 1)

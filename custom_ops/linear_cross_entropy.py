@@ -1,4 +1,4 @@
-"""The last layer in one piece: logits, loss and gradients of W, a block of rows at a time.
+"""The last layer in one piece: logits, loss and gradients of W, a part of the logits at a time.
 
     ∂C/∂W_ij = Σ_k Σ_s ∂C/∂p_k · J_ks · ∂z_s/∂W_ij        with z = x Wᵀ + b
 
@@ -13,12 +13,10 @@ what z-loss and cap add,
 
     H_x = H u W + dz v_W      H_W = (H u)ᵀ x + dzᵀ v_x    H_b = Σ_r (H u)_r
 
-Each is a sum over rows or stays with its row, so that logits, probabilities and their gradients
-exist for a block of rows at a time and never as N × C numbers.
-
-The gradient of Σℓ is taken in the forward, while a block's logits are there, if it is going to be
-asked for; the backward multiplies it with the upstream gradient. Where that is one number a row,
-or lse has a gradient of its own, the backward takes the logits again.
+Each is a sum over rows or stays with its row or its class, so that logits, probabilities and their
+gradients exist for a block of rows, or a slab of classes, at a time and never as N × C numbers.
+Which, and what is kept for the backward, follows from the memory that may be used
+(`custom_ops.last_layer.plan`).
 
 Sources: the blocks, Hsu et al. (2024, "Liger Kernel") and Wijmans et al. (2024, "Cut your losses in
 large-vocabulary language models"); the product with the Hessian, Pearlmutter (1994).
@@ -27,6 +25,7 @@ large-vocabulary language models"); the product with the Hessian, Pearlmutter (1
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -50,11 +49,11 @@ from custom_ops.cross_entropy import CrossEntropyStats, LossAndStats, promoted
 from custom_ops.kernels import Options, statistics_dtype
 from custom_ops.kernels.labels import checked_labels
 from custom_ops.last_layer import operators
-from custom_ops.last_layer.checks import check_block_rows, check_linear, chosen_ignore_index
+from custom_ops.last_layer.checks import check_blocks, check_linear, chosen_ignore_index
 from custom_ops.last_layer.functions import LinearCrossEntropyFunction
 from custom_ops.last_layer.layer import Blocks, Layer
 from custom_ops.reduction import denominator
-from custom_ops.surroundings import is_exporting, is_onnx_tracing
+from custom_ops.surroundings import is_exporting, is_onnx_tracing, is_transformed, is_watched
 
 __all__ = ["linear_cross_entropy"]
 
@@ -77,6 +76,7 @@ def linear_cross_entropy(
     logit_scale: float = 1.0,
     normalizer: float | Tensor | None = None,
     dtype: torch.dtype | None = None,
+    memory: int | None = None,
     block_rows: int | None = None,
     return_stats: bool = False,
 ) -> LossAndStats:
@@ -85,10 +85,9 @@ def linear_cross_entropy(
         ℓ = Σ_k ỹ_k (lse − z_k) + z_loss · lse²,   z = s·tanh(logit_scale · (W x + b) / s)
 
     Names and order are those of torch.nn.functional.linear_cross_entropy; what it computes, with
-    every option, is `custom_ops.cross_entropy` of the logits. Logits and their gradient exist for a
-    block of rows at a time: at most 50 MiB (of 64 rows at least), on CUDA 512 MiB (of 256 rows),
-    whatever N. Every derivative of any order is exact, and double backward, Hessian-vector products
-    and forward mode go by blocks as well.
+    every option, is `custom_ops.cross_entropy` of the logits. These exist a part at a time, within
+    the `memory` that is named. Every derivative of any order is exact, and double backward,
+    Hessian-vector products and forward mode go by blocks as well.
 
     Args:
         input: what the last layer gets, (D), (N, D) or (B, …, D); float64, float32, bfloat16 or
@@ -104,15 +103,20 @@ def linear_cross_entropy(
         ignore_index: a label whose rows are left out of everything; −100 if None. Not with
             probabilities.
         label_smoothing: ε in [0, 1].
-        options: torch's LinearCrossEntropyOptions. Its chunk size is taken as `block_rows`; its
-            other fields choose between roundings that do not occur here.
+        options: torch's LinearCrossEntropyOptions. Its chunk size is taken as the rows of a block;
+            its other fields choose between roundings that do not occur here.
         z_loss: λ ≥ 0; adds λ·lse² to the loss of a row.
         softcap: s > 0; caps the logits smoothly to (−s, s).
         logit_scale: α; multiplies W x + b, before the cap.
         normalizer: replaces the denominator of the mean, as in `cross_entropy`.
         dtype: of the loss.
-        block_rows: rows of a block; None takes as many as its memory holds. The answer depends on
-            it only by the order in which the rows of dW are added.
+        memory: bytes beyond the gradients, between forward and backward too; with too few for
+            anything, the least that is possible. The fastest order within them is chosen. None is
+            50 MiB (64 rows at least), on CUDA 512 MiB or, if that is more, the gradients' own size.
+            The answer depends on it only by the order in which dW or dx is added up. A half type
+            on a CPU, and a graph that torch.compile makes, take blocks of rows whatever is named,
+            and add dx and dW up in float32.
+        block_rows: in place of the memory, the rows of a block.
         return_stats: whether to return (loss, stats): the rows' `lse`, `prediction` and `entropy`.
 
     Returns:
@@ -136,7 +140,7 @@ def linear_cross_entropy(
     rows_shape, soft = check_linear(input, linear_weight, linear_bias, target)
     index = chosen_ignore_index(ignore_index, soft)
     check_normalizer(normalizer, reduction)
-    rows = check_block_rows(block_rows, options)
+    rows, memory = check_blocks(memory, block_rows, options)
     given = (label_smoothing, z_loss, softcap, logit_scale)
     numbers: dict[str, Any] = dict(zip(NUMBERS, given, strict=True))
     if sharded.is_sharded(input, linear_weight, target, linear_bias, weight):
@@ -146,6 +150,7 @@ def linear_cross_entropy(
             (input, linear_weight, target, linear_bias, weight),
             **numbers,
             dtype=dtype or promoted(*autocast_widened(input, target, weight)),
+            memory=memory,
             block_rows=rows,
             return_stats=return_stats,
         )
@@ -171,7 +176,7 @@ def linear_cross_entropy(
         target = checked_labels(target, C, index).reshape(-1)
         check_label_weight(input_dtype, weight, result_dtype)
     weight = None if weight is None else weight.to(o.dtype)
-    blocks = Blocks(reduction != "none", rows=rows)
+    blocks = Blocks(reduction != "none", rows=rows, memory=memory)
     layer = Layer(_as_rows(input), linear_weight, linear_bias, target, weight, o, blocks)
     loss, M, L, *stats = _of_positions(layer, positions)
     if reduction == "mean":
@@ -221,7 +226,13 @@ def _pass(layer: Layer) -> tuple[Any, ...]:
     if is_exporting() and not is_onnx_tracing():
         # the operator with a formula of its own: of a Function, export keeps the forward alone
         return tuple(operators.forward(layer).found)
-    grad = layer.blocks.total and torch.is_grad_enabled()
+    grad = torch.is_grad_enabled()
     x, W, b = (grad and t is not None and t.requires_grad for t in layer[:3])
-    blocks = Blocks(layer.blocks.total, (x, W, b), layer.blocks.rows)
+    # what is kept is used up by one backward, of plain tensors
+    keeps = (
+        not is_transformed()
+        and not is_watched()
+        and all(t is None or type(t) in (Tensor, torch.nn.Parameter) for t in layer.tensors)
+    )
+    blocks = replace(layer.blocks, wanted=(x, W, b), keeps=keeps)
     return apply(LinearCrossEntropyFunction, *layer._replace(blocks=blocks))[:5]

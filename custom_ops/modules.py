@@ -171,6 +171,7 @@ class LinearCrossEntropyLoss(_WeightedLoss):
         softcap: float | None = None,
         logit_scale: float = 1.0,
         loss_dtype: torch.dtype | None = None,
+        memory: int | None = None,
         block_rows: int | None = None,
         return_stats: bool = False,
     ) -> None:
@@ -187,6 +188,7 @@ class LinearCrossEntropyLoss(_WeightedLoss):
         self.softcap = softcap
         self.logit_scale = logit_scale
         self.loss_dtype = loss_dtype
+        self.memory = memory
         self.block_rows = block_rows
         self.return_stats = return_stats
 
@@ -236,6 +238,7 @@ class LinearCrossEntropyLoss(_WeightedLoss):
             logit_scale=self.logit_scale,
             normalizer=normalizer,
             dtype=self.loss_dtype,
+            memory=self.memory,
             block_rows=self.block_rows,
             return_stats=self.return_stats,
         )

@@ -26,6 +26,7 @@ __all__ = [
     "cross_entropy_hvp_",
     "cross_entropy_vjp",
     "cross_entropy_vjp_",
+    "cross_entropy_vjp_out",
     "log_softmax",
     "log_softmax_jvp",
     "log_softmax_vjp",
@@ -107,6 +108,11 @@ def cross_entropy_vjp(problem: Problem, rows: Rows) -> Tensor:
 def cross_entropy_vjp_(problem: Problem, rows: Rows) -> Tensor:
     """Write `cross_entropy_vjp` over the input, whose version is raised, and return it detached."""
     return _chosen_for_rows(problem, rows).cross_entropy_vjp_(problem, rows)
+
+
+def cross_entropy_vjp_out(problem: Problem, rows: Rows, out: Tensor) -> None:
+    """Write `cross_entropy_vjp` into `out`, both (rows, classes), where nothing watches."""
+    _chosen_for_rows(problem, rows).cross_entropy_vjp_out(problem, rows, out)
 
 
 def takes_hvp(*tensors: Tensor | None) -> bool:

@@ -127,6 +127,11 @@ class Operators:
         self.now().cross_entropy_vjp_(*problem.tensors, *rows.flat, *problem.options.flat())
         return problem.input
 
+    def cross_entropy_vjp_out(self, problem: Problem, rows: Rows, out: Tensor) -> None:
+        """Write `cross_entropy_vjp` into `out`; no operator, as it is called where none is seen."""
+        numbers = problem.options.flat()
+        self.direct().cross_entropy_vjp_out(*problem.tensors, *rows.flat, *numbers, out)
+
     def cross_entropy_hvp_(self, problem: Problem, u: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         """Put dz in the place of z and H u in that of u; return ∂⟨u, dz⟩ over ∂g and ∂q."""
         operator = self.now().cross_entropy_hvp_

@@ -16,6 +16,7 @@ from torch import Tensor
 from custom_ops.kernels import Found, Rows, eager, statistics_dtype
 from custom_ops.kernels.eager import targets
 from custom_ops.last_layer.layer import Layer, Products
+from custom_ops.last_layer.plan import parts, rows_at_a_time
 from custom_ops.row import Row, Upstream, blank_ignored
 
 __all__ = [
@@ -131,8 +132,9 @@ def target_vjp(layer: Layer, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
 
 def _blocks(layer: Layer) -> Iterator[tuple[slice, Tensor]]:
     """Yield the rows of each block, one block at least, and their input, 0 where it is ignored."""
-    x, logit_bytes = layer.x, len(layer.W) * NUMBERS_A_LOGIT * layer.options.dtype.itemsize
-    for part in list(layer.blocks.parts(x, logit_bytes, LEAST_ROWS)) or [slice(0, 0)]:
+    x, row_bytes = layer.x, len(layer.W) * NUMBERS_A_LOGIT * layer.options.dtype.itemsize
+    size = rows_at_a_time(layer, row_bytes, least=LEAST_ROWS)
+    for part in list(parts(x, size)) or [slice(0, 0)]:
         yield part, blank_ignored(x[part], layer.target[part], layer.options)
 
 

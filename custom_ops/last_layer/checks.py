@@ -9,7 +9,7 @@ from torch import Tensor
 from custom_ops.autocast import autocast_is_on
 from custom_ops.checks import ArgumentError, as_index
 
-__all__ = ["check_block_rows", "check_linear", "chosen_ignore_index"]
+__all__ = ["check_blocks", "check_linear", "chosen_ignore_index"]
 
 
 def check_linear(
@@ -94,23 +94,26 @@ def chosen_ignore_index(ignore_index: object, probabilities: bool) -> int:
     return as_index("ignore_index", ignore_index)
 
 
-def check_block_rows(block_rows: object, options: Any) -> int | None:
-    """Return the rows of a block, or None where they are to be chosen."""
+def check_blocks(memory: object, block_rows: object, options: Any) -> tuple[int | None, int | None]:
+    """Return the rows of a block and the memory, None where they are to be chosen."""
+    if options is not None and not hasattr(options, "batch_chunk_size"):
+        raise TypeError(
+            "options must be torch's LinearCrossEntropyOptions or None, got "
+            f"{type(options).__name__}"
+        )
+    given = {"memory": memory, "block_rows": block_rows, "options": options}
+    given = {name: value for name, value in given.items() if value is not None}
+    if len(given) > 1:
+        raise ArgumentError(
+            "memory, block_rows and options all say how much is taken at a time: expected one of "
+            f"them, got {', '.join(f'{name}={value}' for name, value in given.items())}"
+        )
     if options is not None:
-        if block_rows is not None:
-            raise ArgumentError(
-                "block_rows and options both give the size of a block: expected one of them, got "
-                f"block_rows={block_rows} and {options}"
-            )
-        if not hasattr(options, "batch_chunk_size"):
-            raise TypeError(
-                "options must be torch's LinearCrossEntropyOptions or None, got "
-                f"{type(options).__name__}"
-            )
         block_rows = options.batch_chunk_size
-    if block_rows is None:
-        return None
-    rows = as_index("block_rows", block_rows)
-    if rows < 1:
+    rows = None if block_rows is None else as_index("block_rows", block_rows)
+    if rows is not None and rows < 1:
         raise ArgumentError(f"block_rows must be 1 or more, or None, got {rows}")
-    return rows
+    bytes = None if memory is None else as_index("memory", memory)
+    if bytes is not None and bytes < 0:
+        raise ArgumentError(f"memory must be 0 bytes or more, or None, got {bytes}")
+    return rows, bytes

@@ -33,10 +33,12 @@ def register() -> None:
         registry.update(formulas)
 
 
-def _products(wanted: Sequence[bool], x: Any, W: Any) -> int:
+def _products(x: Any, W: Any, wanted: Sequence[int]) -> int:
     """2NCD for the logits, and as many for each of dx and dW that is wanted."""
     return 2 * x.shape[0] * W.shape[0] * W.shape[1] * (1 + sum(wanted[:2]))
 
 
 def _of_layer(x: Any, W: Any, *rest: Any, **_: Any) -> int:
-    return _products(rest[-2], x, W)
+    # of what an operator is given, the one list of three
+    (wanted,) = (given for given in rest if isinstance(given, list | tuple) and len(given) == 3)
+    return _products(x, W, wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -13,9 +14,9 @@ from custom_ops.apply import apply, forward_mode_of
 from custom_ops.autocast import without_autocast
 from custom_ops.kernels import Rows
 from custom_ops.kernels.eager.targets import ignored_rows
-from custom_ops.last_layer import algebra, loop, operators
+from custom_ops.last_layer import algebra, hessian, loop, operators
 from custom_ops.last_layer.algebra import Tangents
-from custom_ops.last_layer.layer import Blocks, Layer, Products
+from custom_ops.last_layer.layer import Kept, Layer, Products
 from custom_ops.last_layer.products import scaled
 from custom_ops.surroundings import graph_is_kept, is_known, is_watched
 
@@ -39,9 +40,10 @@ def _kernels(*tensors: Tensor | None) -> ModuleType | None:
 
 
 class LinearCrossEntropyFunction(Function):
-    """(ℓ or Σℓ, M, L, prediction, H, dx, dW, db); of the last three what was wanted, for Σℓ.
+    """(ℓ or Σℓ, M, L, prediction, H, dx, dW, db, and two that hold logits for the backward).
 
-    M is a constant shift, as in `cross_entropy`: its cotangent goes nowhere.
+    The products are those of Σℓ. Either these or the logits are there, or, where nothing is kept,
+    none of them. M is a constant shift, as in `cross_entropy`: its cotangent goes nowhere.
     """
 
     @staticmethod
@@ -52,37 +54,42 @@ class LinearCrossEntropyFunction(Function):
         taker = _kernels(*layer.tensors)
         if taker is None:
             return LinearCrossEntropyFunction.algebra(*layer)
-        found, products = taker.forward(layer)
-        return *found, *products
+        found, products, kept = taker.forward(layer)
+        return *found, *products, *kept
 
     @staticmethod
     @without_autocast
     def algebra(*layer: Any) -> Any:
-        return *algebra.forward(Layer(*layer)), None, None, None
+        return *algebra.forward(Layer(*layer)), *[None] * 5
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         *tensors, ctx.o, ctx.blocks = inputs
-        _, M, L, prediction, _, *products = output
-        constants = (prediction, *products)
+        _, M, L, prediction, _, *begun = output
+        constants = (prediction, *begun)
         ctx.mark_non_differentiable(*(t for t in constants if t is not None))
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, M, L, *products)
-        ctx.save_for_forward(*tensors, M, L, *products)
+        ctx.save_for_backward(*tensors, M, L, *begun)
+        ctx.save_for_forward(*tensors, M, L)
 
     @staticmethod
     @without_autocast
     def backward(ctx: Any, g: Tensor | None, _: Any, q: Tensor | None, *rest: Any) -> Any:
-        *tensors, M, L, dx, dW, db = ctx.saved_tensors
+        *tensors, M, L, dx, dW, db, logits_in_dW, logits = ctx.saved_tensors
         e, needs = rest[1] if ctx.o.stats else None, ctx.needs_input_grad
         d_x = d_W = d_b = d_target = d_weight = None
         if any(needs[:3]):
+            wanted = (needs[0], needs[1], needs[2])
             rows = Rows(torch.zeros_like(L) if g is None else g, q, M, L, e)
-            blocks = Blocks(ctx.blocks.total, needs[:3], ctx.blocks.rows)
-            d_x, d_W, d_b = apply(
-                LinearCrossEntropyVjpFunction,
-                *(*tensors, *rows, dx, dW, db, ctx.o, blocks, not graph_is_kept()),
-            )
+            layer, kept = Layer.of(tensors, ctx.o, ctx.blocks), Kept(logits_in_dW, logits)
+            if _can_use_up(kept, rows):
+                d_x, d_W, d_b = _finished(layer, rows, kept, wanted)
+            else:
+                blocks = replace(ctx.blocks, wanted=wanted)
+                d_x, d_W, d_b = apply(
+                    LinearCrossEntropyVjpFunction,
+                    *(*tensors, *rows, dx, dW, db, ctx.o, blocks, not graph_is_kept()),
+                )
         if g is not None and any(needs[3:5]):
             d_target, d_weight = algebra.target_vjp(Layer.of(tensors, ctx.o, ctx.blocks), g)
         return d_x, d_W, d_b, d_target, d_weight, None, None
@@ -100,7 +107,7 @@ class _LinearCrossEntropyWithJvp(LinearCrossEntropyFunction):
         layer = Layer.of(ctx.saved_tensors[:LAYER], ctx.o, ctx.blocks)
         loss_t, L_t, H_t = algebra.forward_jvp(layer, Tangents(*tangents[:LAYER]))
         entropy_t = H_t if ctx.o.stats else None
-        return loss_t, torch.zeros_like(L_t), L_t, None, entropy_t, None, None, None
+        return loss_t, torch.zeros_like(L_t), L_t, None, entropy_t, *[None] * 5
 
 
 class LinearCrossEntropyVjpFunction(Function):
@@ -151,7 +158,7 @@ class LinearCrossEntropyVjpFunction(Function):
         # the operator's results are wider than the Function's, and so are their cotangents
         v = Products(*(None if v is None else v.to(layer.x.dtype) for v in cotangents))
         kernels_take = rows.e is None and not any(needs[3:5])
-        if kernels_take and loop.takes_hvp(ctx.o, *layer.tensors, *rows.flat, *v):
+        if kernels_take and hessian.takes_hvp(ctx.o, *layer.tensors, *rows.flat, *v):
             found = _hvp(layer, rows, v, needs)
         else:
             found = algebra.backward_vjp(layer, rows, v, needs)
@@ -172,6 +179,22 @@ class _LinearCrossEntropyVjpWithJvp(LinearCrossEntropyVjpFunction):
         g_t = g_t if g_t is None or g_t.dim() else g_t.expand(len(layer.x))
         t = Tangents(*tangents[:LAYER])
         return tuple(algebra.backward_jvp(layer, rows, t, (g_t, q_t, e_t)))
+
+
+def _can_use_up(kept: Kept, rows: Rows) -> bool:
+    """Whether a backward may write over the logits that were kept: nobody asks for them again."""
+    if kept.more is None or rows.e is not None or graph_is_kept() or torch.is_grad_enabled():
+        return False
+    return all(t is None or is_known(t) for t in (rows.g, rows.q))
+
+
+def _finished(
+    layer: Layer, rows: Rows, kept: Kept, wanted: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients from the logits that were kept."""
+    G = rows.g.to(layer.options.dtype).expand(rows.L.shape)
+    products = loop.finish(layer, rows._replace(g=G), kept, wanted)
+    return tuple(None if t is None else t.to(layer.x.dtype) for t in products)
 
 
 def _saved(ctx: Any) -> tuple[Layer, Rows]:
@@ -196,9 +219,9 @@ def _scaled(layer: Layer, products: Products, g: Tensor, give: bool) -> tuple[Te
 def _hvp(layer: Layer, rows: Rows, v: Products, needs: tuple[bool, ...]) -> tuple[Any, ...]:
     """Return what `algebra.backward_vjp` does, in two buffers; it is not differentiated again."""
     wanted = (needs[0], needs[1], needs[2])
-    layer = layer._replace(blocks=Blocks(False, wanted, layer.blocks.rows))
+    layer = layer._replace(blocks=replace(layer.blocks, total=False, wanted=wanted))
     G = rows.g.to(layer.options.dtype).expand(rows.L.shape)
-    products, d_g, d_q = loop.hvp(layer, rows._replace(g=G), v)
+    products, d_g, d_q = hessian.hvp(layer, rows._replace(g=G), v)
     d_x, d_W, d_b = (None if t is None else t.to(layer.x.dtype) for t in products)
     d_g = d_g.sum() if rows.g.dim() == 0 else d_g
     return d_x, d_W, d_b, None, None, d_g, None if rows.q is None else d_q

@@ -1,58 +1,33 @@
-"""The last layer and its loss as one value, and in how large blocks its rows are taken."""
+"""The last layer and its loss as one value, and what may be taken for it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from custom_ops.kernels import Options, Problem
 
-__all__ = ["Blocks", "Layer", "Products"]
-
-
-class Budget(NamedTuple):
-    """How large a block may be."""
-
-    bytes: int  #: of its logits
-    least: int  #: rows even so; few make slow products, as each block reads all of W again
-
-
-#: On a CPU memory is the goal.
-BUDGET = Budget(50 << 20, 64)
-#: A GPU does 300 half-precision operations in the time of a byte (H100: 989 TFLOP/s, 3.35 TB/s).
-#: Of a block of n rows, dW += dzᵀ x is the product that moves most: 2nCD operations, while 8CD
-#: bytes of float32 dW are read and written and 2nC of dz are read, n / (4 + n/D) operations a byte.
-#: At D = 4096 that is 48 with the 195 rows that the CPU's budget leaves of 128,256 classes, and 460
-#: with the 2092 that 512 MiB leave. float32 dW itself takes more there: 2.1 GB, twice the bytes of
-#: the bfloat16 gradient that it becomes.
-CUDA_BUDGET = Budget(512 << 20, 256)
+__all__ = ["Blocks", "Kept", "Layer", "Products"]
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """What is wanted of the last layer, and in how large blocks."""
+    """What is wanted of the last layer, and what it may take for it."""
 
     total: bool = False  #: Σℓ instead of a loss a row
-    wanted: tuple[bool, bool, bool] = (False, False, False)  #: whether dx, dW, db are, of Σℓ
-    rows: int | None = None  #: of a block; None for as many as the device's budget allows
+    wanted: tuple[bool, bool, bool] = (False, False, False)  #: whether dx, dW, db are, or will be
+    rows: int | None = None  #: of a block; None for as many as the memory allows
+    memory: int | None = None  #: bytes beyond the gradients; None for what the device's default is
+    keeps: bool = False  #: whether the forward may keep logits for a backward
 
-    def size(self, x: Tensor, logit_bytes: int, least: int | None = None) -> int:
-        """Return the rows of a block of x whose logits take `logit_bytes` a row."""
-        if self.rows:
-            return self.rows
-        rows, budget = len(x), CUDA_BUDGET if x.device.type == "cuda" else BUDGET
-        most = max(budget.bytes // max(logit_bytes, 1), least or budget.least)
-        count = -(-rows // most)  # as many blocks as that makes, all of a size
-        return -(-rows // max(count, 1)) or 1
-
-    def parts(self, x: Tensor, logit_bytes: int, least: int | None = None) -> Iterator[slice]:
-        """Yield the rows of each block."""
-        size = self.size(x, logit_bytes, least)
-        for start in range(0, len(x), size):
-            yield slice(start, min(start + size, len(x)))
+    @property
+    def of_total(self) -> tuple[bool, bool, bool]:
+        """Which products of Σℓ the forward takes; those of a loss a row wait for the backward."""
+        return self.wanted if self.total else (False, False, False)
 
 
 class Layer(NamedTuple):
@@ -85,10 +60,24 @@ class Layer(NamedTuple):
         """Return the cross-entropy of these rows, whose logits are z."""
         return Problem(z, self.target[rows], self.weight, self.options)
 
+    def put_logits(self, out: Tensor, rows: slice, classes: slice = slice(None)) -> Tensor:
+        """Write the logits of these rows and classes into `out`, and return it."""
+        x, W = self.x[rows], self.W[classes]
+        if self.b is None:
+            return torch.mm(x, W.t(), out=out)
+        return torch.addmm(self.b[classes], x, W.t(), out=out)
+
 
 class Products(NamedTuple):
-    """dx, dW and db, None where not wanted; in float32 for the half types."""
+    """dx, dW and db, None where not wanted; in float32 for the half types, if not rounded yet."""
 
     x: Tensor | None
     W: Tensor | None
     b: Tensor | None
+
+
+class Kept(NamedTuple):
+    """Logits that wait for the backward, None for none: `plan` says which, and where."""
+
+    dW: Tensor | None  #: (C, D), the memory of dW, which is idle until then
+    more: Tensor | None  #: (rows, C)

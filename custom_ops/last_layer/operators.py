@@ -7,6 +7,7 @@ registered in `custom_ops.derivatives`. What was not wanted comes as an empty te
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,21 +20,21 @@ from custom_ops.last_layer import flops, loop
 from custom_ops.last_layer.layer import Blocks, Layer, Products
 from custom_ops.last_layer.loop import Pass
 
-__all__ = ["backward", "forward", "layer_of", "wanted_of"]
+__all__ = ["backward", "forward", "layer_of", "layer_of_vjp", "wanted_of"]
 
 _LAYER = "Tensor x, Tensor W, Tensor? b, Tensor target, Tensor? weight"
-_BLOCKS = "bool total, int[] wanted, int? block_rows"
+_BLOCKS = "bool total, int[] wanted, int? rows, int? memory=None"
 
 
 def forward(layer: Layer) -> Pass:
     """Return what `loop.forward` does, through the operator."""
     flops.register()
-    o = layer.options
+    o, blocks = layer.options, replace(layer.blocks, wanted=layer.blocks.of_total)
     loss, M, L, prediction, H, *products = torch.ops.custom_ops.linear_cross_entropy(
-        *layer.tensors, *o.flat(), o.stats, *_flat(layer.blocks)
+        *layer.tensors, *o.flat(), o.stats, *_flat(blocks)
     )
     found = Found(loss, M, L, *((prediction, H) if o.stats else (None, None)))
-    return Pass(found, wanted_of(products, layer.blocks))
+    return Pass(found, wanted_of(products, blocks))
 
 
 def backward(layer: Layer, rows: Rows) -> Products:
@@ -45,16 +46,36 @@ def backward(layer: Layer, rows: Rows) -> Products:
     return wanted_of(products, layer.blocks)
 
 
-def _flat(blocks: Blocks) -> tuple[bool, list[int], int | None]:
-    return blocks.total, [*map(int, blocks.wanted)], blocks.rows
+def _flat(blocks: Blocks) -> tuple[bool, list[int], int | None, int | None]:
+    return blocks.total, [*map(int, blocks.wanted)], blocks.rows, blocks.memory
 
 
-def layer_of(tensors: Sequence[Any], flat: Sequence[Any]) -> Layer:
-    """Return the layer whose options and blocks an operator was given."""
-    *options, total, wanted, rows = flat
+def layer_of(args: Sequence[Any]) -> Layer:
+    """Return the layer whose tensors, options and blocks the forward's operator was given."""
+    return _layer(args[:5], *args[5:])
+
+
+def layer_of_vjp(args: Sequence[Any]) -> Layer:
+    """Return the layer that the backward's operator was given, beside the numbers of the rows."""
+    flat = *args[10:14], False, *args[14:]
+    return _layer(args[:5], *flat)
+
+
+def _layer(
+    tensors: Sequence[Any],
+    dim: int,
+    dtype: torch.dtype,
+    ignore_index: int,
+    numbers: Sequence[float],
+    stats: bool,
+    total: bool,
+    wanted: Sequence[int],
+    rows: int | None,
+    memory: int | None = None,
+) -> Layer:
     wants_x, wants_W, wants_b = map(bool, wanted)
-    blocks = Blocks(total, (wants_x, wants_W, wants_b), rows)
-    return Layer.of(tensors, Options.of(*options), blocks)
+    blocks = Blocks(total, (wants_x, wants_W, wants_b), rows, memory)
+    return Layer.of(tensors, Options.of(dim, dtype, ignore_index, numbers, stats), blocks)
 
 
 def wanted_of(products: Sequence[Tensor], blocks: Blocks) -> Products:
@@ -75,10 +96,10 @@ torch.library.define(
 
 @torch.library.impl("custom_ops::linear_cross_entropy", "CompositeExplicitAutograd")
 def _forward(*args: Any) -> tuple[Tensor, ...]:
-    layer = layer_of(args[:5], args[5:])
+    layer = layer_of(args)
     _check(layer)
     with torch.no_grad():
-        (loss, M, L, prediction, H), products = loop.forward(layer)
+        (loss, M, L, prediction, H), products, _ = loop.forward(layer)
     labels = M.new_empty(0, dtype=torch.int64)
     return (
         *(loss, M, L, labels if prediction is None else prediction, _or_empty(H, M)),
@@ -88,7 +109,7 @@ def _forward(*args: Any) -> tuple[Tensor, ...]:
 
 @torch.library.register_fake("custom_ops::linear_cross_entropy")
 def _(*args: Any) -> tuple[Tensor, ...]:
-    layer = layer_of(args[:5], args[5:])
+    layer = layer_of(args)
     N, o = layer.x.shape[0], layer.options
     of_stats = N if o.stats else 0
     rows = [layer.x.new_empty(n, dtype=o.dtype) for n in (N, N, of_stats)]
@@ -99,7 +120,7 @@ def _(*args: Any) -> tuple[Tensor, ...]:
 
 @torch.library.impl("custom_ops::linear_cross_entropy_vjp", "CompositeExplicitAutograd")
 def _backward(*args: Any) -> tuple[Tensor, ...]:
-    layer, rows = layer_of(args[:5], args[10:]), Rows(*args[5:10])
+    layer, rows = layer_of_vjp(args), Rows(*args[5:10])
     _check(layer)
     for name, t in rows._asdict().items():
         if t is not None:
@@ -111,7 +132,7 @@ def _backward(*args: Any) -> tuple[Tensor, ...]:
 
 @torch.library.register_fake("custom_ops::linear_cross_entropy_vjp")
 def _(*args: Any) -> tuple[Tensor, ...]:
-    return tuple(_fake_products(layer_of(args[:5], args[10:])))
+    return tuple(_fake_products(layer_of_vjp(args)))
 
 
 def _fake_products(layer: Layer) -> list[Tensor]:

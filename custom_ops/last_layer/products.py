@@ -13,28 +13,43 @@ from torch import Tensor
 
 from custom_ops.kernels import cpu, statistics_dtype
 from custom_ops.last_layer.layer import Layer, Products
+from custom_ops.last_layer.readable import clean
 from custom_ops.surroundings import is_watched
 
-__all__ = ["Sums", "add_product_", "advised", "put_product_", "scaled", "widens"]
+__all__ = [
+    "Sums",
+    "add_product_",
+    "advised",
+    "fresh_logits",
+    "put_product_",
+    "rounds_once",
+    "scaled",
+    "widens",
+]
+
+VECTOR = 16  #: bytes that a GPU reads at a time
 
 
 class Sums:
-    """dx, dW and db while the blocks come in."""
+    """dx, dW and db while the blocks of rows come in."""
 
-    def __init__(self, layer: Layer) -> None:
-        x, W, b, *_, blocks = layer
-        self.x, self.W = x, W
+    def __init__(
+        self, layer: Layer, wanted: tuple[bool, bool, bool], one_block: bool = False
+    ) -> None:
+        x, W, b, *_ = self.layer = layer
         dtype = statistics_dtype(x.dtype)
-        wants_x, wants_W, wants_b = blocks.wanted
-        self.dx = x.new_empty(x.shape, dtype=dtype) if wants_x else None
-        self.dW = advised(W.new_empty(W.shape, dtype=dtype)) if wants_W else None
+        # of one block dW is no sum, and is rounded where it is written
+        of_W = W.dtype if one_block and rounds_once(W) else dtype
+        self.dx = x.new_empty(x.shape, dtype=dtype) if wanted[0] else None
+        self.dW = advised(W.new_empty(W.shape, dtype=of_W)) if wanted[1] else None
         self.dW_is_empty = True
-        self.db = b.new_zeros(b.shape, dtype=dtype) if wants_b and b is not None else None
+        self.db = b.new_zeros(b.shape, dtype=dtype) if wanted[2] and b is not None else None
 
     def add(self, part: slice, dz: Tensor) -> None:
         """Add dz W, dzᵀ x and Σ dz."""
-        self.add_dx(part, dz, self.W)
-        self.add_dW(dz, self.x[part])
+        self.add_dx(part, dz, self.layer.W)
+        if self.dW is not None:
+            self.add_dW(dz, clean(self.layer, part))
         self.add_db(dz)
 
     def add_dx(self, part: slice, dz: Tensor, W: Tensor, beta: int = 0) -> None:
@@ -95,11 +110,24 @@ def scaled(product: Tensor, g: Tensor, dtype: torch.dtype, give: bool) -> Tensor
     return (product.mul_(g) if give else product * g).to(dtype)
 
 
+def fresh_logits(x: Tensor, rows: int, classes: int) -> Tensor:
+    """Return memory for logits; a GPU's rows begin at whole vectors, as cuBLAS is fast with."""
+    if x.device.type != "cuda":
+        return advised(x.new_empty(rows, classes))
+    numbers = VECTOR // x.itemsize
+    return x.new_empty(rows, -(-classes // numbers) * numbers)[:, :classes]
+
+
 def advised(fresh: Tensor) -> Tensor:
     """Return `fresh`, memory not touched so far, in huge pages where the system gives them."""
     if cpu.library is not None and cpu.takes(fresh):
         cpu.library.advise_huge_pages(fresh)
     return fresh
+
+
+def rounds_once(A: Tensor) -> bool:
+    """Whether a product of A's dtype is added up in a wider one, or needs none."""
+    return statistics_dtype(A.dtype) == A.dtype or widens(A)
 
 
 def widens(A: Tensor) -> bool:

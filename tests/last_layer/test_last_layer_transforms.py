@@ -203,5 +203,5 @@ def test_a_custom_operator_passes_torchs_opcheck(tensors):
     rows = [torch.randn(4) for _ in range(5)]
     torch.library.opcheck(
         torch.ops.custom_ops.linear_cross_entropy_vjp,
-        (x, W, None, LABELS, None, *rows, *flat, False, [True, True, False], None),
+        (x, W, None, LABELS, None, *rows, *flat, False, [True, True, False], None, 100),
     )

@@ -14,8 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from custom_ops import kernels, linear_cross_entropy
 from custom_ops.kernels import Options, Rows
-from custom_ops.last_layer import loop, products
+from custom_ops.last_layer import hessian, loop, products
 from custom_ops.last_layer.layer import Blocks, Layer, Products
+from custom_ops.last_layer.plan import rows_at_a_time
 
 WIDE = torch.ops.aten.addmm.dtype_out
 N, D, C, ROWS = 50, 3, 30, 10
@@ -125,11 +126,17 @@ def test_no_operator_of_the_loop_waits_for_a_gpu(fake, soft, weighted):
 
 
 def test_a_gpus_blocks_are_large_enough_for_its_matrix_units():
+    def size(rows: int, features: int, classes: int, row_bytes: int, device: str) -> int:
+        x, W = (
+            torch.empty(n, features, dtype=torch.bfloat16, device=device) for n in (rows, classes)
+        )
+        return rows_at_a_time(Layer(x, W, None, x, None, OPTIONS, Blocks()), row_bytes)
+
     with FakeTensorMode():
-        x = torch.empty(8192, 4096, dtype=torch.bfloat16, device="cuda")
-        assert Blocks().size(x, 128_256 * 2) == 2048
-        assert Blocks().size(x, 10**6 * 4) == 256
-    assert Blocks().size(torch.empty(8192, 1, dtype=torch.bfloat16), 128_256 * 2) < 256
+        # blocks of half of the rows, in as much memory as the gradients take
+        assert size(8192, 4096, 128_256, 128_256 * 2, "cuda") == 4096
+        assert size(8192, 1, 10**6, 10**6 * 4, "cuda") == 256
+        assert size(8192, 1, 128_256, 128_256 * 2, "cpu") < 256
 
 
 # What comes out
@@ -218,6 +225,6 @@ def test_a_hessian_product_takes_the_same_road(fake, monkeypatch):
     v = Products(x, W, b)
     blocks = Blocks(False, (True, True, True), ROWS)
     layer = Layer(x, W, b, t, None, OPTIONS, blocks)
-    loop.hvp(layer, Rows(rows, None, rows, rows), v)
+    hessian.hvp(layer, Rows(rows, None, rows, rows), v)
     of_a_block = [((ROWS, D), 0), ((ROWS, D), 1), ((C, D), 1)]
     assert watching.wide == first_and_more(of_a_block)

@@ -71,6 +71,13 @@ class _Kernels(Operators):
             return super().cross_entropy_vjp_(readable, rows)
         return problem.input.copy_(super().cross_entropy_vjp(readable, rows))
 
+    def cross_entropy_vjp_out(self, problem: Problem, rows: Rows, out: Tensor) -> None:
+        readable = _readable(problem)
+        if readable.input is problem.input:
+            super().cross_entropy_vjp_out(readable, rows, out)
+        else:
+            out.copy_(super().cross_entropy_vjp(readable, rows))
+
     def cross_entropy_hvp_(self, problem: Problem, u: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         return super().cross_entropy_hvp_(_readable(problem), u, rows)
 

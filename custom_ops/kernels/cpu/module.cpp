@@ -69,6 +69,16 @@ void vjp_inplace_op(const Tensor& input, const Tensor& target, Optional weight, 
   vjp_op<true>(input, target, weight, g, q, M, L, dim, dtype, ignore_index, numbers);
 }
 
+void vjp_out_op(const Tensor& input, const Tensor& target, Optional weight, const Tensor& g,
+                Optional q, const Tensor& M, const Tensor& L, int64_t dim, c10::ScalarType dtype,
+                int64_t ignore_index, Numbers numbers, const Tensor& out) {
+  check_problem(input, target, weight, dim, dtype);
+  check_upstream(input, dim, g, q, M, L);
+  check_like("out", out, input.sizes(), input.scalar_type());
+  const Options o = options(dim, dtype, ignore_index, numbers);
+  cross_entropy_vjp_out(input, target, weight, Rows(g, q, M, L), o, out);
+}
+
 std::tuple<Tensor, Tensor> hvp_op(const Tensor& z, const Tensor& target, Optional weight,
                                   const Tensor& u, const Tensor& g, Optional q, const Tensor& M,
                                   const Tensor& L, int64_t dim, c10::ScalarType dtype,
@@ -122,6 +132,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   direct.def("cross_entropy", direct_of(cross_entropy_op), no_gil);
   direct.def("cross_entropy_vjp", direct_of(vjp_op<false>), no_gil);
   direct.def("cross_entropy_vjp_", direct_of(vjp_inplace_op), no_gil);
+  direct.def("cross_entropy_vjp_out", direct_of(vjp_out_op), no_gil);
   direct.def("cross_entropy_hvp_", direct_of(hvp_op), no_gil);
 
   m.def("softmax", softmax_node<false>);

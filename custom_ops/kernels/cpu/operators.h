@@ -192,6 +192,14 @@ struct Rows {
   }
 };
 
+inline void write_vjp(const Inputs& in, const Rows& rows, const View& out) {
+  dispatch_storage(in.x.tensor.scalar_type(), [&](auto number) {
+    using T = decltype(number);
+    using acc_t = acc_of<T>;
+    cross_entropy_vjp_kernel<T>(in.problem<acc_t>(), rows.upstream<acc_t>(), out);
+  });
+}
+
 // z' ⊙ (a·p − g·ỹ), in fresh memory or over the input. Then the input's version is raised.
 inline Tensor cross_entropy_vjp(const Tensor& logits, const Tensor& target,
                                 const std::optional<Tensor>& weight, const Rows& rows,
@@ -200,11 +208,7 @@ inline Tensor cross_entropy_vjp(const Tensor& logits, const Tensor& target,
   const Inputs in(input, target, weight, o);
   const bool in_place = o.inplace && in.x.tensor.is_alias_of(input);
   const View out = in_place ? in.x : fresh_like(in.x);
-  dispatch_storage(input.scalar_type(), [&](auto number) {
-    using T = decltype(number);
-    using acc_t = acc_of<T>;
-    cross_entropy_vjp_kernel<T>(in.problem<acc_t>(), rows.upstream<acc_t>(), out);
-  });
+  write_vjp(in, rows, out);
   if (!o.inplace) return unview(out, o.dim);
   if (in_place) {
     input.unsafeGetTensorImpl()->bump_version();
@@ -212,6 +216,17 @@ inline Tensor cross_entropy_vjp(const Tensor& logits, const Tensor& target,
     input.copy_(unview(out, o.dim));
   }
   return input;
+}
+
+// The same in `out`, both (rows, classes).
+inline void cross_entropy_vjp_out(const Tensor& logits, const Tensor& target,
+                                  const std::optional<Tensor>& weight, const Rows& rows,
+                                  const Options& o, const Tensor& out) {
+  const Inputs in(logits, target, weight, o);
+  const View written = view(out, o.dim);
+  TORCH_CHECK(out.dim() == 2 && o.dim == 1 && written.tensor.is_alias_of(out),
+              "out must be rows of classes");
+  write_vjp(in, rows, written);
 }
 
 // Writes dz over z and its change along u over u, both (rows, classes) and contiguous. Returns

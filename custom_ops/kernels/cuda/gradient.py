@@ -15,14 +15,14 @@ from custom_ops.kernels.cuda.arithmetic import divided, stored, vanishing_exp
 from custom_ops.kernels.cuda.derivative import factors, row_derivative
 from custom_ops.kernels.cuda.labels import read_labels
 from custom_ops.kernels.cuda.launch import fresh, launch, on_device
-from custom_ops.kernels.cuda.layout import View, fresh_like, unview
+from custom_ops.kernels.cuda.layout import View, fresh_like, unview, view
 from custom_ops.kernels.cuda.logits import chained, logits
 from custom_ops.kernels.cuda.parameters import Target, Upstream
 from custom_ops.kernels.cuda.rows import cells, chunk_cells, multiples, place
 from custom_ops.kernels.cuda.targets import label_mass, scaled_target, share
 from custom_ops.kernels.problem import Problem, Rows
 
-__all__ = ["cross_entropy_vjp", "cross_entropy_vjp_"]
+__all__ = ["cross_entropy_vjp", "cross_entropy_vjp_", "cross_entropy_vjp_out"]
 
 
 @triton.jit(do_not_specialize=["n", "chunks"])
@@ -159,3 +159,8 @@ def cross_entropy_vjp_(problem: Problem, rows: Rows, divisor: Tensor | None = No
         out = fresh_like(args.input)
         _launch(args, rows, divisor, out)
         input.copy_(unview(out, problem.options.dim))
+
+
+def cross_entropy_vjp_out(problem: Problem, rows: Rows, out: Tensor) -> None:
+    """Write the same into `out`, in which the classes lie side by side."""
+    _launch(Arguments.of(problem), rows, None, view(out, problem.options.dim))

@@ -48,6 +48,12 @@ def _hvp(
     return hessian.cross_entropy_hvp_(Problem(input, target, weight, o), u, Rows(g, q, M, L))
 
 
+def _vjp_out(*args: Any) -> None:
+    input, target, weight, g, q, M, L, *flat, out = args
+    o = Options.of(*flat)
+    gradient.cross_entropy_vjp_out(Problem(input, target, weight, o), Rows(g, q, M, L), out)
+
+
 class direct:
     """The operators without torch's dispatcher."""
 
@@ -58,6 +64,7 @@ class direct:
     cross_entropy = staticmethod(_cross_entropy)
     cross_entropy_vjp = staticmethod(_vjp_of(gradient.cross_entropy_vjp))
     cross_entropy_vjp_ = staticmethod(_vjp_of(gradient.cross_entropy_vjp_))
+    cross_entropy_vjp_out = staticmethod(_vjp_out)
     cross_entropy_hvp_ = staticmethod(_hvp)
     total = staticmethod(total)
 

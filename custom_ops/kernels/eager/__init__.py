@@ -30,6 +30,7 @@ __all__ = [
     "cross_entropy",
     "cross_entropy_vjp",
     "cross_entropy_vjp_",
+    "cross_entropy_vjp_out",
     "entropy",
     "log_softmax",
     "log_softmax_jvp",
@@ -185,6 +186,11 @@ def cross_entropy_vjp(problem: Problem, rows: Rows) -> Tensor:
 def cross_entropy_vjp_(problem: Problem, rows: Rows) -> Tensor:
     """Write `cross_entropy_vjp` over the input, and return it."""
     return problem.input.detach().copy_(cross_entropy_vjp(problem, rows))
+
+
+def cross_entropy_vjp_out(problem: Problem, rows: Rows, out: Tensor) -> None:
+    """Write `cross_entropy_vjp` into `out`."""
+    out.copy_(cross_entropy_vjp(problem, rows))
 
 
 def _label_gradient(
