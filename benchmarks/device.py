@@ -36,7 +36,6 @@ def steps(plan: Plan, device: torch.device) -> list[Step]:
     """Return all that is to be measured."""
     clock = EventClock(device)
     wait = partial(torch.cuda.synchronize, device)
-    layer = device_cases.LAST_LAYER
     return [
         *(
             Step(section, f"{prefix}{case.name}", partial(row, case, plan, device, clock, wait))
@@ -50,7 +49,12 @@ def steps(plan: Plan, device: torch.device) -> list[Step]:
             Step("step", f"step: {step.name}", partial(wall_time, step, plan, device, wait))
             for step in device_cases.STEPS
         ),
-        Step("last layer", layer.name, partial(last_layer_row, layer, plan, device, clock, wait)),
+        *(
+            Step(
+                "last layer", layer.name, partial(last_layer_row, layer, plan, device, clock, wait)
+            )
+            for layer in device_cases.LAST_LAYERS
+        ),
     ]
 
 
@@ -97,7 +101,7 @@ def last_layer_row(
     """Time the last layer beside three bare products; memory is what exceeds the gradients."""
     with device:
         others = rivals.functions("linear_cross_entropy")
-        entered = last_layer.enter(case, (FLOOR, BUILTIN, OURS), others)
+        entered = last_layer.enter(case, (FLOOR, BUILTIN, OURS, *case.within), others)
     able, first, failed = admit(entered, wait)
     seconds = in_turns(able, plan.last_layer, seconds=clock)
     found = ratios(seconds, {"over builtin": BUILTIN})

@@ -107,11 +107,33 @@ STEPS: tuple[DeviceCase, ...] = (
     *(_eager(*shape) for shape in ((4, 21, 256, 256), (8, 19, 512, 1024))),
 )
 
-#: The head of a large language model.
-LAST_LAYER = LastLayer(
-    8192,
-    4096,
-    128_256,
-    torch.bfloat16,
-    goals=(Goal(OURS, "floors", 1.10), Goal(OURS, "MiB", 1024)),
+#: The heads of large language models, within the memory that is named.
+LAST_LAYERS = (
+    LastLayer(
+        8192,
+        4096,
+        128_256,
+        torch.bfloat16,
+        goals=(
+            Goal(OURS, "floors", 1.12),
+            Goal(OURS, "MiB", 1126),
+            Goal("ours in 320 MiB", "floors", 1.5),
+            Goal("ours in 320 MiB", "MiB", 320),
+            Goal("ours unlimited", "floors", 1.06),
+        ),
+        within=("ours in 320 MiB", "ours unlimited"),
+    ),
+    LastLayer(
+        16_384,
+        2048,
+        248_320,
+        torch.bfloat16,
+        goals=(
+            Goal("ours in 2 GiB", "floors", 1.2),
+            Goal("ours in 2 GiB", "MiB", 2048),
+            Goal("ours in 614 MiB", "floors", 1.5),
+            Goal("ours in 614 MiB", "MiB", 614),
+        ),
+        within=("ours in 614 MiB", "ours in 2 GiB", "ours unlimited"),
+    ),
 )

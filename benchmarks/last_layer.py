@@ -22,6 +22,13 @@ from benchmarks.timing import Effort, in_turns
 
 FLOOR, ONE_PRODUCT = "three products", "one product"
 CHUNKED, FORWARD, HVP = "chunked", "forward", "hvp"
+#: Ours within other than its default memory.
+WITHIN = {
+    "ours in 320 MiB": 320 << 20,
+    "ours in 614 MiB": 614 << 20,
+    "ours in 2 GiB": 2 << 30,
+    "ours unlimited": 1 << 40,
+}
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,7 @@ class LastLayer:
     classes: int
     dtype: torch.dtype = torch.float32
     goals: tuple[Goal, ...] = ()
+    within: tuple[str, ...] = ()  #: of `WITHIN`
 
     @property
     def size(self) -> str:
@@ -142,6 +150,8 @@ def _two_steps(x: Tensor, W: Tensor, target: Tensor) -> Tensor:
 def _function(name: str) -> Callable[..., Tensor]:
     if name == OURS:
         return custom_ops.linear_cross_entropy
+    if name in WITHIN:
+        return partial(custom_ops.linear_cross_entropy, memory=WITHIN[name])
     if name == BUILTIN:  # of which torch before 2.13 has but the two halves
         return getattr(F, "linear_cross_entropy", _two_steps)
     options = torch.nn.LinearCrossEntropyOptions()

@@ -24,7 +24,8 @@ def test_all_of_it_takes_ten_minutes(script, tmp_path):
 def test_what_it_measures_is_there(script, tmp_path):
     pytest.importorskip("rich", reason="needs the extra [train]")
     cases = importlib.import_module("benchmarks.device_cases")
-    names = [f"step: {case.name}" for case in cases.STEPS] + [cases.LAST_LAYER.name]
+    names = [f"step: {case.name}" for case in cases.STEPS]
+    names += [layer.name for layer in cases.LAST_LAYERS]
     names += [f"curve: {case.name}" for case in cases.CURVE]
     for part in script.parts(tmp_path):
         assert Path(part.command[1]).exists() or part.command[1] == "-m"

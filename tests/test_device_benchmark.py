@@ -42,7 +42,7 @@ def tiny(case):
 
 
 def tiny_layer(bench):
-    return dataclasses.replace(bench.device_cases.LAST_LAYER, rows=4, features=3, classes=6)
+    return dataclasses.replace(bench.device_cases.LAST_LAYERS[0], rows=4, features=3, classes=6)
 
 
 def two_seconds(contestant, calls: int) -> float:
@@ -140,15 +140,18 @@ def test_the_goals_are_those_that_were_set(bench):
         assert step.case.goals == (("ours", "over builtin", bound),)
     for step in cases.STEPS[12:]:
         assert step.case.goals == (("ours", "over builtin", 1), ("ours", "over compiled", 1))
-    assert cases.LAST_LAYER.size == "8192, 4096, 128256 bfloat16"
-    assert cases.LAST_LAYER.goals == (("ours", "floors", 1.1), ("ours", "MiB", 1024))
+    sizes = [layer.size for layer in cases.LAST_LAYERS]
+    assert sizes == ["8192, 4096, 128256 bfloat16", "16384, 2048, 248320 bfloat16"]
+    for layer in cases.LAST_LAYERS:
+        assert {goal.contestant for goal in layer.goals} <= {"ours", *layer.within}
 
 
 def test_the_last_layer_stands_beside_three_products(bench, plan):
     found = bench.device.last_layer_row(tiny_layer(bench), plan, CPU, two_seconds, no_wait)
     assert found["ratios"]["ours"]["floors"] == 1
     assert {claim["measure"] for claim in found["claims"]} == {"floors", "MiB"}
-    assert set(found["seconds"]) == {"three products", "builtin", "ours"}
+    assert {claim["contestant"] for claim in found["claims"]} == {"ours", *tiny_layer(bench).within}
+    assert set(found["seconds"]) == {"three products", "builtin", "ours", *tiny_layer(bench).within}
 
 
 def test_a_rival_takes_part_or_is_named_with_what_stopped_it(bench, plan, rival):
@@ -233,7 +236,7 @@ def test_a_whole_run_is_written_and_shown_in_eighty_columns(
     monkeypatch.setattr(cases, "CASES", tuple(map(tiny, cases.CASES)))
     monkeypatch.setattr(cases, "CURVE", tuple(map(tiny, cases.CURVE)))
     monkeypatch.setattr(cases, "STEPS", tuple(map(tiny, cases.STEPS)))
-    monkeypatch.setattr(cases, "LAST_LAYER", tiny_layer(bench))
+    monkeypatch.setattr(cases, "LAST_LAYERS", (tiny_layer(bench),))
     monkeypatch.setattr(bench.plan, "QUICK", plan)
     monkeypatch.setattr(measured, "EventClock", lambda _: two_seconds)
     every = measured.steps
@@ -261,7 +264,7 @@ def test_a_whole_run_is_written_and_shown_in_eighty_columns(
     claims = [c for section in measured.SECTIONS for row in report[section] for c in row["claims"]]
     expected = [g for c in (*cases.CASES, *cases.CURVE) for g in c.case.goals]
     expected += [g for c in cases.STEPS for g in c.case.goals]
-    expected += cases.LAST_LAYER.goals
+    expected += tiny_layer(bench).goals
     assert len(claims) == len(expected)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from custom_ops import LinearCrossEntropyLoss, cross_entropy, linear_cross_entropy
 from custom_ops.kernels import cuda
-from custom_ops.last_layer import layer as last_layer
+from custom_ops.last_layer.plan import Sizes, default_memory, plan_of
 
 pytestmark = [
     pytest.mark.cuda,
@@ -265,26 +265,73 @@ def peak(work) -> int:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_extra_memory_is_a_block_and_the_float32_sums(dtype):
+@pytest.mark.parametrize("mib", [None, 64, 320, 10_000])
+def test_the_memory_is_what_was_named(dtype, mib):
     rows, features, classes = 4096, 512, 128_256  # whose logits are 1 or 2 GB
+    x = torch.randn(rows, features, device=DEVICE, dtype=dtype).requires_grad_()
+    W = torch.randn(classes, features, device=DEVICE, dtype=dtype).requires_grad_()
+    t = torch.randint(classes, (rows,), device=DEVICE)
+    sizes = Sizes(rows, features, classes, dtype.itemsize)
+    memory = default_memory(sizes) if mib is None else mib << 20
+    plan = plan_of(sizes, memory)
+    gradients, slack = (rows + classes) * features * dtype.itemsize, 16 << 20
+
+    def step():
+        loss = linear_cross_entropy(x, W, t, memory=None if mib is None else memory)
+        return torch.autograd.grad(loss, (x, W))
+
+    copy_of_x = rows * features * dtype.itemsize if dtype == torch.float32 else 0
+    assert peak(step) <= gradients + plan.bytes + copy_of_x + slack
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_hessian_product_takes_a_block_and_the_float32_sums(dtype):
+    rows, features, classes = 4096, 512, 128_256
     x = torch.randn(rows, features, device=DEVICE, dtype=dtype).requires_grad_()
     W = torch.randn(classes, features, device=DEVICE, dtype=dtype).requires_grad_()
     t = torch.randint(classes, (rows,), device=DEVICE)
     numbers = (rows + classes) * features
     gradients = numbers * dtype.itemsize
     sums = 0 if dtype == torch.float32 else 4 * numbers
-    block = last_layer.CUDA_BUDGET.bytes
-    copy_of_x, slack = rows * features * dtype.itemsize, 16 << 20
-    step = peak(lambda: torch.autograd.grad(linear_cross_entropy(x, W, t), (x, W)))
-    assert step <= gradients + sums + block + copy_of_x + slack
+    block = default_memory(Sizes(rows, features, classes, dtype.itemsize))
+    copies_of_x, slack = 3 * rows * features * dtype.itemsize, 16 << 20
     g = torch.autograd.grad(linear_cross_entropy(x, W, t), (x, W), create_graph=True)
     v = [torch.randn_like(s) for s in g]
     product = peak(lambda: torch.autograd.grad(g, (x, W), v, retain_graph=True))
-    assert product <= gradients + sums + 2 * block + copy_of_x + slack
+    assert product <= gradients + sums + block + copies_of_x + slack
 
 
-@pytest.mark.parametrize("block_rows", [64, 512, None])
-def test_the_error_of_dw_in_bfloat16_is_not_above_the_plain_forms(block_rows):
+@pytest.mark.parametrize("memory", [0, 700_000, 1_000_000, None])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_slabs_of_classes_agree_with_the_oracle(dtype, memory, reduction):
+    rows, features, classes = 512, 256, 4001
+    x, W, b = torch.randn(rows, features), torch.randn(classes, features) / 16, torch.randn(classes)
+    t = torch.randint(classes, (rows,))
+    t[1] = -100
+    tensors = [s.to(dtype) for s in (x, W, b)]
+    leaves, wide = (
+        differentiable(*on_device(*tensors)),
+        differentiable(*(s.double() for s in tensors)),
+    )
+    if memory:
+        assert plan_of(Sizes(rows, features, classes, dtype.itemsize), memory).order == "classes"
+    loss = ours(*leaves, *on_device(t), reduction=reduction, memory=memory)
+    want = torch.nn.functional.cross_entropy(
+        torch.nn.functional.linear(*wide), t, reduction=reduction
+    )
+    g = torch.rand_like(want)
+    torch.testing.assert_close(loss.cpu().double(), want, **TOLERANCES[dtype], check_dtype=False)
+    for got, d in zip(
+        torch.autograd.grad(loss, leaves, g.to(loss)),
+        torch.autograd.grad(want, wide, g),
+        strict=True,
+    ):
+        torch.testing.assert_close(got.cpu().double(), d, **TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("memory", [0, 1 << 20, None])
+def test_the_error_of_dw_in_bfloat16_is_not_above_the_plain_forms(memory):
     x, W, _, t, _ = case(torch.bfloat16, rows=2048)
     wide = W.double().requires_grad_()
     (want,) = torch.autograd.grad(torch.nn.functional.cross_entropy(x.double() @ wide.T, t), wide)
@@ -292,7 +339,7 @@ def test_the_error_of_dw_in_bfloat16_is_not_above_the_plain_forms(block_rows):
     errors = []
     for loss_of in (
         lambda W: torch.nn.functional.cross_entropy(x @ W.T, t),
-        lambda W: linear_cross_entropy(x, W, t, block_rows=block_rows),
+        lambda W: linear_cross_entropy(x, W, t, memory=memory),
     ):
         (leaf,) = differentiable(*on_device(W))
         (dW,) = torch.autograd.grad(loss_of(leaf), leaf)
