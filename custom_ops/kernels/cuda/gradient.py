@@ -20,6 +20,7 @@ from custom_ops.kernels.cuda.logits import chained, logits
 from custom_ops.kernels.cuda.parameters import Target, Upstream
 from custom_ops.kernels.cuda.rows import cells, chunk_cells, multiples, place
 from custom_ops.kernels.cuda.targets import label_mass, scaled_target, share
+from custom_ops.kernels.cuda.tiles import elementwise_tiles
 from custom_ops.kernels.problem import Problem, Rows
 
 __all__ = ["cross_entropy_vjp", "cross_entropy_vjp_", "cross_entropy_vjp_out"]
@@ -117,7 +118,10 @@ def gradient(
 
 def _launch(args: Arguments, rows: Rows, divisor: Tensor | None, out: View) -> None:
     g, q, M, L, _ = rows
-    x, t, y = args.input, args.tiles, args.targets(mean_weight=True)
+    x, t, y, kind = args.input, args.tiles, args.targets(mean_weight=True), args.kind
+    if not kind.SOFT:  # of labels the sum of ỹ is known
+        t = elementwise_tiles(t, x.classes, x.inner)
+        kind = args.kind_for(t)
     if x.tensor.numel() == 0:
         return
     programs = t.programs(x.rows)
@@ -132,14 +136,14 @@ def _launch(args: Arguments, rows: Rows, divisor: Tensor | None, out: View) -> N
         divisor,
     )
     with on_device(x.tensor):
-        if args.kind.SOFT and t.chunks > 1:
+        if kind.SOFT and t.chunks > 1:
             masses = fresh(M, x.rows, t.chunks, dtype=M.dtype)
             sizes = (x.rows, x.sizes, *args.numbers[:2], t.chunks)
-            launch(mass_partial, programs, t.warps, masses, y, *sizes, args.kind)
+            launch(mass_partial, programs, t.warps, masses, y, *sizes, kind)
             y = y._replace(masses=masses)
         numbers = (x.rows, (*x.sizes, out.stride), args.ignore_index, *args.numbers, t.chunks)
         tensors = (x.tensor, y, upstream, out.tensor)
-        launch(gradient, programs, t.warps, *tensors, *numbers, args.kind)
+        launch(gradient, programs, t.warps, *tensors, *numbers, kind)
 
 
 def cross_entropy_vjp(problem: Problem, rows: Rows, divisor: Tensor | None = None) -> Tensor:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["Tiles", "ceil_div", "power_of_two", "tiles"]
+__all__ = ["Tiles", "ceil_div", "elementwise_tiles", "power_of_two", "tiles"]
 
 WHOLE = 32768  # the longest row in one tile: 32 numbers a thread in as many warps as there are
 CHUNK = 8192  # of a longer row
@@ -24,6 +24,8 @@ MAX_SLICE = 128
 PER_WARP = 1024  # 32 numbers a thread: enough loads in flight, and no register spilled
 SHORT = 128  # a row that one warp has to itself, with no other to wait for: the tile goes to
 SHARERS = 4  # as many at least, and a small batch is done sooner
+NARROWEST = 128  # classes side by side, which a warp reads at once
+NARROWEST_SLICE = 8  # classes of rows that lie side by side: each tile reads their M and L
 
 
 class Tiles(NamedTuple):
@@ -60,6 +62,26 @@ def tiles(classes: int, inner: int, dtype: torch.dtype, tensors: int) -> Tiles:
     least = SHARERS if whole <= SHORT else 1
     warps = min(max(rows * block * narrow // PER_WARP, least), 32)
     return Tiles(rows, block, ceil_div(classes, block), warps)
+
+
+def elementwise_tiles(t: Tiles, classes: int, inner: int) -> Tiles:
+    """Return tiles for what needs no row whole, narrower than t where an eighth would be idle.
+
+    A power of two just above the classes leaves up to half of a tile to classes that are not there.
+    The widest that leaves an eighth or less is taken, or else the widest of those that leave least.
+    """
+
+    def idle(block: int) -> int:
+        return max(ceil_div(classes, block) * block - classes, classes // 8)
+
+    least = NARROWEST if inner == 1 else NARROWEST_SLICE
+    blocks = [t.classes]
+    while blocks[-1] >= 2 * least:
+        blocks.append(blocks[-1] // 2)
+    block = min(blocks, key=idle)
+    return t._replace(
+        rows=t.rows * (t.classes // block), classes=block, chunks=ceil_div(classes, block)
+    )
 
 
 def ceil_div(a: int, b: int) -> int:
