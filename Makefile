@@ -74,8 +74,9 @@ test-asan: .venv/installed  ## the tests of the C++ kernels, on a build that che
 	  --build-lib $(SANITIZED)/lib
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED)/lib \
-	  $(BIN)/pytest -n auto tests/kernels/test_native.py tests/test_inplace.py tests/test_cross_entropy.py \
-	  tests/test_softmax.py tests/test_peer_faults.py -k "not older_processor and not eager"
+	  $(BIN)/pytest -n auto tests/kernels/test_native.py tests/kernels/test_few_classes.py \
+	  tests/test_inplace.py tests/test_cross_entropy.py tests/test_softmax.py \
+	  tests/test_peer_faults.py -k "not older_processor and not eager"
 
 test-oldest: test-torch-$(firstword $(VERSIONS))  ## the tests of the ops under the oldest torch
 

@@ -114,7 +114,9 @@ def test_contract_is_differentiable_in_both_arguments():
 def test_softmax_backward_is_the_contraction():
     z, v = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4)
     p = custom_ops.softmax(z, 1)
-    torch.testing.assert_close(torch.autograd.grad(p, z, v)[0], contract(p, v), rtol=0, atol=0)
+    # of the same kernel: with p in a graph the eager one would answer, which adds in another order
+    want = contract(p.detach(), v)
+    torch.testing.assert_close(torch.autograd.grad(p, z, v)[0], want, rtol=0, atol=0)
 
 
 finite_rows = st.lists(st.floats(-80, 80), min_size=1, max_size=12)

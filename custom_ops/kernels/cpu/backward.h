@@ -5,6 +5,7 @@
 
 #include <optional>
 
+#include "few.h"
 #include "problem.h"
 
 namespace custom_ops {
@@ -197,6 +198,13 @@ template <typename T>
 void cross_entropy_vjp_kernel(const Problem<acc_of<T>>& problem, const Upstream<acc_of<T>>& up,
                               const View& out) {
   using acc_t = acc_of<T>;
+#ifdef CPU_CAPABILITY_AVX512
+  if constexpr (std::is_same_v<T, float>) {
+    if (is_few(problem, false) && is_few<T>(out)) {
+      return cross_entropy_vjp_few(problem, up, out.tensor.mutable_data_ptr<T>());
+    }
+  }
+#endif
   const acc_t mean = acc_t(weight_sum(problem) / double(problem.x.classes));
   if (in_blocks(problem.x)) {
     const Sink<acc_t> sink(out.tensor);

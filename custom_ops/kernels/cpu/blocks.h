@@ -1,4 +1,5 @@
-// The two ways of going over (outer, classes, inner), and how the work is shared by threads.
+// Two ways of going over (outer, classes, inner), and how the work is shared by threads. Rows of few
+// float32 classes have a third one on AVX-512, in few.h.
 //
 //   a row     the classes lie side by side: vectors along the classes, one row after the other
 //   a block   up to BLOCK rows at once, vectors across the rows, one class after the other: where

@@ -5,6 +5,7 @@
 
 #include <optional>
 
+#include "few.h"
 #include "problem.h"
 
 namespace custom_ops {
@@ -23,8 +24,6 @@ struct RowResults {
     if (entropy) entropy[r] = 0;
   }
 };
-
-// ỹ of the run from class c, from its probabilities y.
 
 template <typename T>
 void forward_row(const Problem<acc_of<T>>& problem, double weight_sum,
@@ -229,6 +228,13 @@ void forward_block(const Problem<acc_t>& problem, double weight_sum,
 
 template <typename T>
 void cross_entropy_kernel(const Problem<acc_of<T>>& problem, const RowResults<acc_of<T>>& results) {
+#ifdef CPU_CAPABILITY_AVX512
+  if constexpr (std::is_same_v<T, float>) {
+    if (is_few(problem, results.prediction || results.entropy)) {
+      return cross_entropy_few(problem, results.loss, results.max, results.log_sum);
+    }
+  }
+#endif
   const double weights = weight_sum(problem);
   if (in_blocks(problem.x)) {
     each_block(problem.x, [&](const Block& b) { forward_block(problem, weights, results, b); });

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "few.h"
 #include "statistics.h"
 
 namespace custom_ops {
@@ -115,6 +116,13 @@ void reduce_and_map_blocks(const View& x, const View& v, const View& out, Term t
 
 template <typename T, typename Term, typename Map>
 void reduce_and_map(const View& x, const View& v, const View& out, Term term, Map map) {
+#ifdef CPU_CAPABILITY_AVX512
+  if constexpr (std::is_same_v<T, float>) {
+    if (is_few<T>(x) && is_few<T>(v) && is_few<T>(out)) {
+      return reduce_and_map_few(x, v, out, term, map);
+    }
+  }
+#endif
   if (in_blocks(x)) {
     reduce_and_map_blocks<acc_of<T>>(x, v, out, term, map);
   } else {
@@ -158,6 +166,11 @@ void softmax_rows(const View& z, const View& p) {
 template <typename T>
 void softmax_kernel(const View& z, const View& p) {
   using acc_t = acc_of<T>;
+#ifdef CPU_CAPABILITY_AVX512
+  if constexpr (std::is_same_v<T, float>) {
+    if (is_few<T>(z) && is_few<T>(p)) return softmax_few(z, p, false);
+  }
+#endif
   if (in_blocks(z)) {
     normalise_blocks<acc_t>(
         z, p, [](auto z, auto M, auto S, auto) INLINE { return exp<acc_t>(z - M) / S; });
@@ -173,6 +186,11 @@ void softmax_kernel(const View& z, const View& p) {
 template <typename T>
 void log_softmax_kernel(const View& z, const View& y) {
   const auto map = [](auto z, auto M, auto, auto L) INLINE { return (z - M) - L; };
+#ifdef CPU_CAPABILITY_AVX512
+  if constexpr (std::is_same_v<T, float>) {
+    if (is_few<T>(z) && is_few<T>(y)) return softmax_few(z, y, true);
+  }
+#endif
   if (in_blocks(z)) {
     normalise_blocks<acc_of<T>>(z, y, map);
   } else {
