@@ -1,7 +1,8 @@
 """The node's launches beside Triton's: the same kernels, with the same parameters to the byte.
 
 A driver that launches nothing writes down what it is handed, in a process of its own, where the
-compiled kernels are called on CPU tensors (`launches/`). Streams and devices need a device.
+compiled kernels are called on CPU tensors (`launches/`); and on tensors of two devices that are not
+there, in host memory.
 """
 
 import json
@@ -9,12 +10,15 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
+from torch.utils.cpp_extension import include_paths
 
 from custom_ops.kernels import cpu, cuda
 
@@ -43,18 +47,28 @@ class Launch(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def calls(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With the driver in it."""
     folder = tmp_path_factory.mktemp("driver")
     driver = ("-shared", "-fPIC", "-w", "-o", folder / "libcuda.so.1", HERE / "driver.c")
     subprocess.run(["gcc", *driver], check=True)
+    return folder
+
+
+def printed(folder: Path, *command: str | Path) -> list[dict]:
+    """What a script prints, a line each, in a process of its own with the driver."""
     paths = {"LD_LIBRARY_PATH": folder, "TRITON_LIBCUDA_PATH": folder, "LAUNCHES": folder / "log"}
     environment = os.environ | {name: str(path) for name, path in paths.items()}
     run = subprocess.run(
-        [sys.executable, HERE / "calls.py"], env=environment, capture_output=True, text=True
+        [sys.executable, *command], env=environment, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
-    found = [json.loads(line) for line in run.stdout.splitlines()]
-    return {call["name"]: call["runs"] for call in found}
+    return [json.loads(line) for line in run.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def calls(folder: Path) -> dict[str, list[dict]]:
+    return {call["name"]: call["runs"] for call in printed(folder, HERE / "calls.py")}
 
 
 def addresses(first: list[Launch], again: list[Launch]) -> Iterator[tuple[int, int]]:
@@ -121,3 +135,69 @@ def test_a_bad_label_of_an_earlier_call_is_told_before_anything_is_launched(call
     told, launched = calls["a bad label"]
     assert "out of range" in told
     assert launched == []
+
+
+# Streams, devices and threads.
+
+
+@pytest.fixture(scope="module")
+def on_devices(folder: Path) -> list[dict]:
+    """What devices.py prints; building its two devices takes a quarter of a minute."""
+    compiler, library = shutil.which("g++"), folder / "fake_device.so"
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    torchs = Path(torch.__file__).parent / "lib"
+    includes = (*include_paths(), sysconfig.get_paths()["include"])
+    subprocess.run(
+        [
+            *(
+                compiler,
+                "-shared",
+                "-fPIC",
+                "-std=c++20",
+                "-w",
+                "-DTORCH_EXTENSION_NAME=fake_device",
+            ),
+            *(f"-I{path}" for path in includes),
+            *("-o", library, HERE / "device.cpp", f"-L{torchs}", f"-Wl,-rpath,{torchs}"),
+            *("-ltorch", "-ltorch_cpu", "-ltorch_python", "-lc10"),
+        ],
+        check=True,
+    )
+    return printed(folder, HERE / "devices.py", library)
+
+
+@pytest.mark.exhaustive
+def test_a_call_is_launched_on_its_tensors_device_and_on_the_current_stream_there(on_devices):
+    by_device: dict[int, list[tuple[str, list[Launch]]]] = {0: [], 1: []}
+    for call in on_devices:
+        if call["name"] != "in turns":
+            continue
+        launches = [Launch.of(line) for line in call["launches"]]
+        assert {launch.where[3] for launch in launches} == {hex(call["stream"])}
+        by_device[call["device"]].append(([launch.by for launch in launches], launches))
+    kernels = []
+    for found in by_device.values():
+        (first, by_triton), *later = found
+        assert set(first) == {"Triton"}
+        assert len(later) == 5
+        for by, launches in later:
+            assert set(by) == {"node"}
+            assert [x.kernel for x in launches] == [x.kernel for x in by_triton]
+        kernels.append({launch.kernel for launch in by_triton})
+    # the same code, loaded on each of them
+    assert {k.split()[0] for k in kernels[0]} == {k.split()[0] for k in kernels[1]}
+    assert not kernels[0] & kernels[1]
+
+
+@pytest.mark.exhaustive
+def test_each_thread_launches_on_its_own_stream(on_devices):
+    (threads,) = (call for call in on_devices if call["name"] == "threads")
+    on_stream: dict[str, list[Launch]] = {}
+    for line in threads["launches"]:
+        launch = Launch.of(line)
+        on_stream.setdefault(launch.where[3], []).append(launch)
+    assert set(on_stream) == {"0x1010", "0x2011", "0x1012", "0x2013"}
+    one_step = [launch.kernel.split()[0] for launch in on_stream["0x1010"][:5]]
+    for launches in on_stream.values():  # twenty steps each, in order
+        assert [launch.kernel.split()[0] for launch in launches] == one_step * 20
