@@ -49,6 +49,7 @@ def _launch_for_node() -> None:
 
     if cpu.library is not None:
         cpu.library.set_launcher(cuda.device, FUNCTIONS)
+        cuda.set_launched(cpu.library.launched)
 
 
 cuda.when_running(_launch_for_node)

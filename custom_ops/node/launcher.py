@@ -1,7 +1,8 @@
-"""What the C++ node asks of a GPU: the first call of a kind, and a recording of its launches.
+"""What is asked of a GPU: the first call of a kind, and a recording of its launches.
 
-Later calls of that kind are launched by C++ alone (`launches.h`). The arguments are right and
-plain, as the node has found them; nothing here is differentiated. Each function returns its results
+Later calls of that kind are launched by C++ alone (`launches.h`): the node's, and those that the
+door of the kernels hands on, the last layer's among them. The arguments are right and plain, as the
+node or the door has found them; nothing here is differentiated. Each function returns its results
 and, where it is asked to record and can, a `Recording`.
 """
 
@@ -49,6 +50,28 @@ def _cross_entropy_vjp(input: Tensor, target: Tensor, weight: Tensor | None, *re
     return (None,)
 
 
+def _rows(input: Tensor, target: Tensor, weight: Tensor | None, *flat: Any) -> Results:
+    """Return ℓ, M, L and the statistics of each row; whether labels are reported is the last."""
+    *options, _ = flat
+    return tuple(cross_entropy(Problem(input, target, weight, Options.of(*options))))
+
+
+def _rows_vjp(input: Tensor, target: Tensor, weight: Tensor | None, *rest: Any) -> Results:
+    """Return dz for the upstream gradients of the rows; or write it into `out`, or over the input.
+
+    `out` is a tensor behind L, or None; the last number is whether to write over the input.
+    """
+    g, q, M, L, out, *flat, inplace = rest
+    problem, rows = Problem(input, target, weight, Options.of(*flat)), Rows(g, q, M, L)
+    if out is not None:
+        gradient.cross_entropy_vjp_out(problem, rows, out)
+    elif inplace:
+        gradient.cross_entropy_vjp_(problem, rows)
+    else:
+        return (gradient.cross_entropy_vjp(problem, rows),)
+    return (None,)
+
+
 def _recording(function: Callable[..., Results], tensors: int) -> Callable[..., Any]:
     """Return `function`, whose first arguments are so many tensors, as the node calls it."""
 
@@ -63,10 +86,12 @@ def _recording(function: Callable[..., Results], tensors: int) -> Callable[..., 
     return called
 
 
-#: By the names that the node calls them by.
+#: By the names that they are called by.
 FUNCTIONS = {
     "cross_entropy": _recording(_cross_entropy, 3),
     "cross_entropy_vjp": _recording(_cross_entropy_vjp, 8),
+    "rows": _recording(_rows, 3),
+    "rows_vjp": _recording(_rows_vjp, 8),
     "softmax": _recording(lambda z, dim, log: (softmax(z, dim, log),), 1),
     "contract": _recording(lambda p, v, dim: (contract.contract(p, v, dim),), 2),
     "log_softmax_vjp": _recording(lambda y, v, dim: (contract.log_softmax_vjp(y, v, dim),), 2),

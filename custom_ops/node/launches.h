@@ -13,6 +13,7 @@
 #include <c10/util/SmallVector.h>
 #include <c10/util/hash.h>
 #include <dlfcn.h>
+#include <torch/csrc/Dtype.h>
 
 #include <array>
 #include <bit>
@@ -206,13 +207,13 @@ inline bool same_address(const Tensor& a, const Tensor& b) {
 
 // What is launched, as the first part of a key.
 struct Launched {
-  enum : int64_t { cross_entropy, vjp, softmax, log_softmax, contract, log_softmax_vjp };
+  enum : int64_t { cross_entropy, vjp, softmax, log_softmax, contract, log_softmax_vjp, by_name };
 };
 
 // The results of what Python's function `name` launches for these tensors and numbers. It is called
 // with them behind `record`, whether it is to record, and returns its results and the recording.
 template <typename... Numbers>
-std::vector<Tensor> launched(const Launcher& there, const char* name, Key key,
+inline std::vector<Tensor> launched(const Launcher& there, const char* name, Key key,
                              const std::vector<Tensor>& tensors, const Numbers&... numbers) {
   for (size_t i = 0; i < tensors.size(); ++i) {
     // which of them lie at one address: a recording knows a tensor by it
@@ -238,6 +239,37 @@ std::vector<Tensor> launched(const Launcher& there, const char* name, Key key,
     Recordings::all().keep(key, std::move(made));
   }
   return found;
+}
+
+// The key of a function's name and of its numbers, of the types that `Options.flat` has.
+inline Key key_of(const std::string& name, const py::tuple& numbers) {
+  Key key(Launched::by_name);
+  for (const char letter : name) key.add(int64_t(letter));
+  const auto add = [&key](py::handle x) {
+    key.add(reinterpret_cast<int64_t>(Py_TYPE(x.ptr())));
+    if (PyFloat_CheckExact(x.ptr())) return key.add(PyFloat_AS_DOUBLE(x.ptr()));
+    if (THPDtype_Check(x.ptr())) return key.add(int64_t(reinterpret_cast<THPDtype*>(x.ptr())->scalar_type));
+    return key.add(x.cast<int64_t>());
+  };
+  for (const py::handle x : numbers) {
+    if (PyList_CheckExact(x.ptr())) {
+      for (const py::handle number : py::reinterpret_borrow<py::list>(x)) add(number);
+    } else {
+      add(x);
+    }
+  }
+  return key;
+}
+
+// The same as `launched`, for Python's own callers.
+inline std::vector<Tensor> launched_by_name(const std::string& name,
+                                            const std::vector<std::optional<Tensor>>& given,
+                                            const py::tuple& numbers) {
+  std::vector<Tensor> tensors;
+  for (const auto& t : given) tensors.push_back(t.value_or(Tensor()));
+  const Launcher* there = launcher_for(tensors.at(0));
+  TORCH_CHECK(there, "nothing launches on ", tensors[0].device());
+  return launched(*there, name.c_str(), key_of(name, numbers), tensors, *numbers);
 }
 
 // For Python: `Recording` and how to forget all of them.
@@ -269,6 +301,7 @@ inline void bind_launches(py::module_& m) {
         }
         r.launches.push_back(std::move(l));
       });
+  m.def("launched", launched_by_name);
   m.def("forget_recordings", [] { Recordings::all().clear(); });
 }
 

@@ -201,3 +201,21 @@ def test_each_thread_launches_on_its_own_stream(on_devices):
     one_step = [launch.kernel.split()[0] for launch in on_stream["0x1010"][:5]]
     for launches in on_stream.values():  # twenty steps each, in order
         assert [launch.kernel.split()[0] for launch in launches] == one_step * 20
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("options", ["plain", "all"])
+def test_what_the_last_layer_calls_is_launched_the_same_way(on_devices, options):
+    (runs,) = (call["runs"] for call in on_devices if call.get("options") == options)
+    for name in runs[0]:
+        first, *later = [[Launch.of(line) for line in run[name]] for run in runs]
+        assert {launch.by for launch in first} == {"Triton"}, name
+        for again in later:
+            assert {launch.by for launch in again} == {"node"}, name
+            assert [x.kernel for x in again] == [x.kernel for x in first]
+            assert [x.where for x in again] == [x.where for x in first]
+            assert list(addresses(first, again))
+    # a label is written down once: not by the parts of labels that were looked at together
+    record = [launch.parameters for run in runs for launch in map(Launch.of, run["rows"])]
+    without = runs[0]["rows of labels that were looked at"]
+    assert len(Launch.of(without[0]).parameters) < len(record[0])

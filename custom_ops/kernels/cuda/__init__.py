@@ -11,15 +11,16 @@ import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from custom_ops.kernels import eager
-from custom_ops.kernels.labels import set_report
+from custom_ops.kernels.labels import labels_reported, set_report
 from custom_ops.kernels.operators import Operators
 from custom_ops.kernels.plain import is_plain
-from custom_ops.kernels.problem import Problem, Rows
+from custom_ops.kernels.problem import Found, Problem, Rows
 from custom_ops.kernels.warning import warn_once
 from custom_ops.surroundings import constant
 
@@ -29,6 +30,7 @@ __all__ = [
     "library",
     "missing",
     "running",
+    "set_launched",
     "takes",
     "version",
     "when_running",
@@ -105,14 +107,50 @@ def takes(*tensors: Tensor | None) -> bool:
     return all(t is None or is_plain(t, device) for t in tensors) and _runs_or_warns()
 
 
+#: What launches a kind of call that was met before, by a function's name, tensors and numbers.
+_launched: Callable[[str, tuple[Any, ...], tuple[Any, ...]], list[Any]] | None = None
+
+
+def set_launched(launched: Callable[[str, tuple[Any, ...], tuple[Any, ...]], list[Any]]) -> None:
+    """Have the kernels of a cross-entropy launched by `launched`, without Python's frames."""
+    global _launched
+    _launched = launched
+
+
 class _Kernels(Operators):
     """The operators; a kernel launched by hand tells autograd nothing of what it wrote over."""
 
+    def cross_entropy(self, problem: Problem) -> Found:
+        if _launched is None or not self._direct() or problem.input.numel() == 0:
+            return super().cross_entropy(problem)
+        o = problem.options
+        numbers = (*o.flat(), o.stats, labels_reported())
+        return Found(*_launched("rows", problem.tensors, numbers))
+
+    def cross_entropy_vjp(self, problem: Problem, rows: Rows) -> Tensor:
+        if _launched is None or not self._direct():
+            return super().cross_entropy_vjp(problem, rows)
+        return self._vjp(problem, rows, None, False)
+
     def cross_entropy_vjp_(self, problem: Problem, rows: Rows) -> Tensor:
         problem = problem._replace(input=problem.input.detach())
-        super().cross_entropy_vjp_(problem, rows)
+        if _launched is None or not self._direct():
+            super().cross_entropy_vjp_(problem, rows)
+        else:
+            self._vjp(problem, rows, None, True)
         self._raise_versions(problem.input)
         return problem.input
+
+    def cross_entropy_vjp_out(self, problem: Problem, rows: Rows, out: Tensor) -> None:
+        if _launched is None:
+            super().cross_entropy_vjp_out(problem, rows, out)
+        else:
+            self._vjp(problem, rows, out, False)
+
+    def _vjp(self, problem: Problem, rows: Rows, out: Tensor | None, inplace: bool) -> Any:
+        assert _launched is not None
+        tensors, numbers = (*problem.tensors, *rows.flat, out), problem.options.flat()
+        return _launched("rows_vjp", tensors, (*numbers, inplace))[0]
 
     def cross_entropy_hvp_(self, problem: Problem, u: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         found = super().cross_entropy_hvp_(problem, u, rows)

@@ -38,12 +38,15 @@ driver.get_device_capability = lambda _=0: (9, 0)
 triton.runtime.driver.set_active(driver)
 
 from custom_ops import cross_entropy, softmax  # noqa: E402
-from custom_ops.kernels import cpu  # noqa: E402
+from custom_ops.kernels import Options, Problem, Rows, cpu, cuda  # noqa: E402
 from custom_ops.kernels.cuda import cross_entropy as kernels  # noqa: E402
-from custom_ops.kernels.cuda import record  # noqa: E402
+from custom_ops.kernels.cuda import operators, record  # noqa: E402
+from custom_ops.kernels.labels import reported  # noqa: E402
 from custom_ops.node.launcher import FUNCTIONS  # noqa: E402
 
 cpu.library.set_launcher("cuda", FUNCTIONS)
+cuda.library, cuda._tried = operators, True
+cuda.set_launched(cpu.library.launched)
 kernels.checked_labels = lambda target, *_: target
 for device in (0, 1):
     there = torch.device("cuda", device)
@@ -71,6 +74,31 @@ def run(device: int, stream: int, rows: int = 128) -> None:
         assert (gradient.device, gradient.shape) == (x.device, x.shape)
 
 
+def through_the_door(device: int, rows: int, **options) -> dict[str, list[str]]:
+    """What the last layer calls, and what is launched for each."""
+    x, target, _, _ = tensors(device, rows)
+    o = Options(dim=1, dtype=torch.float32, **options)
+    problem, found = Problem(x.detach(), target, None, o), {}
+    ones = fake.on(torch.ones(()), device).expand(rows)
+    found_rows = cuda.kernels.cross_entropy(problem)
+    assert (found_rows.prediction is None) == (not o.stats)
+    found["rows"] = launches()
+    with reported():
+        assert cuda.kernels.cross_entropy(problem).M.shape == (rows,)
+    found["rows of labels that were looked at"] = launches()
+    up = Rows(ones, None, found_rows.M, found_rows.L)
+    d = cuda.kernels.cross_entropy_vjp(problem, up)
+    assert d.shape == x.shape
+    found["gradient"] = launches()
+    cuda.kernels.cross_entropy_vjp_out(problem, up, d)
+    found["gradient into memory"] = launches()
+    version = problem.input._version
+    assert cuda.kernels.cross_entropy_vjp_(problem, up).data_ptr() == x.data_ptr()
+    assert problem.input._version > version
+    found["gradient in place"] = launches()
+    return found
+
+
 def launches() -> list[str]:
     lines = log.read_text().splitlines() if log.exists() else []
     log.write_text("")
@@ -89,6 +117,11 @@ for current in (0, 1):  # the device of a call is its tensors', whichever is the
         run(device, stream)
         told("in turns", device, stream)
         assert fake.current_device() == current
+
+
+for name, options in {"plain": {}, "all": {"z_loss": 0.1, "stats": True}}.items():
+    runs = [through_the_door(1, 37, **options) for _ in range(3)]
+    print(json.dumps({"name": "door", "options": name, "runs": runs}), flush=True)
 
 
 def worker(device: int, stream: int) -> None:
