@@ -13,6 +13,8 @@ SHELL := bash
 
 # The tests of the ops on the Triton kernels, which need no device in Triton's interpreter.
 TRITON := TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto -k
+TRITON_QUICK := "triton and not gradcheck and not any_case and not derivative and not allocates"
+TRITON_QUICK_SUBSET := tests/kernels/test_triton_node.py tests/test_softmax.py tests/test_inplace.py
 TRITON_SUBSET := tests/kernels/test_triton.py tests/kernels/test_triton_node.py tests/test_softmax.py \
   tests/test_cross_entropy.py tests/test_inplace.py tests/test_peer_faults.py
 
@@ -22,7 +24,7 @@ OPS_TESTS := $(filter-out tests/test_%benchmark.py tests/kernels/test_cuda.py \
   tests/last_layer/test_cuda_last_layer.py tests/test_install.py tests/test_readme.py \
   tests/test_site.py, $(wildcard tests/test_*.py tests/kernels/test_*.py tests/last_layer/test_*.py))
 
-.PHONY: demo mnist lm check test test-all audit test-triton test-asan test-oldest test-versions explain bench bench-cuda docs wheel lint clean
+.PHONY: demo mnist lm check test test-all test-install audit test-triton test-asan test-oldest test-versions explain bench bench-cuda docs wheel lint clean
 
 demo: .venv/installed  ## four heads side by side on the digits: a table, a report and a picture
 	$(BIN)/python scripts/compare.py --data digits
@@ -54,12 +56,14 @@ check: .venv/installed  ## style, and of each op's tests what takes a minute in 
 
 test: .venv/installed  ## the tests, and the Triton kernels' quick ones in Triton's interpreter
 	$(BIN)/python -m pytest -n auto
-	$(TRITON) "triton and not gradcheck and not any_case and not derivative and not allocates" \
-	  tests/kernels/test_triton_node.py tests/test_softmax.py tests/test_inplace.py
+	$(TRITON) $(TRITON_QUICK) $(TRITON_QUICK_SUBSET)
 
 test-all: test  ## all of it: every kernel by every test, every sample, installation from an sdist
 	$(BIN)/python -m pytest -n auto -m exhaustive
 	$(TRITON) "triton and not gradcheck and not any_case" $(TRITON_SUBSET)
+
+test-install: .venv/installed  ## installation from an sdist, and the kernels of older processors
+	$(BIN)/python -m pytest -n auto -m exhaustive tests/test_install.py tests/kernels/test_native.py
 
 audit: .venv/installed  ## the sweeps behind docs/: torch's operators, 1000 mutations, architectures
 	$(BIN)/python -m pytest -n auto -m audit
@@ -87,7 +91,7 @@ test-torch-%: .venv-torch-%/installed  ## the same under one, 2.11 say
 	cd .venv-torch-$* && PYTHONSAFEPATH=1 bin/pytest -n auto -p no:cacheprovider \
 	  -m "not exhaustive and not audit" --pyargs custom_ops $(OPS_TESTS:%=../%)
 	cd .venv-torch-$* && PYTHONSAFEPATH=1 TRITON_INTERPRET=1 bin/pytest -n auto \
-	  -p no:cacheprovider -k "triton and not gradcheck and not any_case" $(TRITON_SUBSET:%=../%)
+	  -p no:cacheprovider -k $(TRITON_QUICK) $(TRITON_QUICK_SUBSET:%=../%)
 
 # libtorch and the OpenMP library that it brings are the user's torch's; everything else goes along.
 wheel: .venv/installed  ## an sdist and a wheel for this torch, this Python and any recent Linux

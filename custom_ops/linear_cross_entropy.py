@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from custom_ops import sharded
 from custom_ops.apply import apply
@@ -53,7 +54,13 @@ from custom_ops.last_layer.checks import check_blocks, check_linear, chosen_igno
 from custom_ops.last_layer.functions import LinearCrossEntropyFunction
 from custom_ops.last_layer.layer import Blocks, Layer
 from custom_ops.reduction import denominator
-from custom_ops.surroundings import is_exporting, is_onnx_tracing, is_transformed, is_watched
+from custom_ops.surroundings import (
+    is_exporting,
+    is_onnx_tracing,
+    is_saved_as_it_is,
+    is_transformed,
+    is_watched,
+)
 
 __all__ = ["linear_cross_entropy"]
 
@@ -112,7 +119,8 @@ def linear_cross_entropy(
         dtype: of the loss.
         memory: bytes beyond the gradients, between forward and backward too; with too few for
             anything, the least that is possible. The fastest order within them is chosen. None is
-            50 MiB (64 rows at least), on CUDA 512 MiB or, if that is more, the gradients' own size.
+            50 MiB or the logits of 64 rows, on CUDA 512 MiB, the logits of 256 rows or the
+            gradients' own size, whichever is more.
             The answer depends on it only by the order in which dW or dx is added up. A half type
             on a CPU, and a graph that torch.compile makes, take blocks of rows whatever is named,
             and add dx and dW up in float32.
@@ -228,11 +236,9 @@ def _pass(layer: Layer) -> tuple[Any, ...]:
         return tuple(operators.forward(layer).found)
     grad = torch.is_grad_enabled()
     x, W, b = (grad and t is not None and t.requires_grad for t in layer[:3])
-    # what is kept is used up by one backward, of plain tensors
-    keeps = (
-        not is_transformed()
-        and not is_watched()
-        and all(t is None or type(t) in (Tensor, torch.nn.Parameter) for t in layer.tensors)
-    )
+    # What is kept is used up by one backward, of plain tensors. A checkpoint compares what forward
+    # and recomputation save, which must be the same in every surroundings.
+    keeps = not (is_transformed() or is_watched()) and is_saved_as_it_is()
+    keeps = keeps and all(t is None or type(t) in (Tensor, Parameter) for t in layer.tensors)
     blocks = replace(layer.blocks, wanted=(x, W, b), keeps=keeps)
     return apply(LinearCrossEntropyFunction, *layer._replace(blocks=blocks))[:5]

@@ -37,6 +37,7 @@ __all__ = [
     "is_masked",
     "is_onnx_tracing",
     "is_plain",
+    "is_saved_as_it_is",
     "is_transformed",
     "is_watched",
     "root_of",
@@ -64,6 +65,7 @@ _interpreter_stack = _find("_C._functorch.get_interpreter_stack")
 _forward_transform = _find("_C._functorch.TransformType.Jvp")
 _dual_level = _find("autograd.forward_ad._current_level")
 _keeps_graph = _find("_C._autograd._get_current_graph_task_keep_graph")
+_saving_hooks = _find("_C._autograd._top_saved_tensors_default_hooks")
 _tensor_keys = _find("_C._dispatch_keys")
 _included_keys = _find("_C._dispatch_tls_local_include_set")
 _dispatch_modes = _find("_C._len_torch_dispatch_stack")
@@ -207,6 +209,11 @@ def is_transformed() -> bool:
 def graph_is_kept() -> bool:
     """Whether what the running backward saved may be asked for again: it must stay as it is."""
     return is_transformed() or is_watched() or _keeps_graph is None or bool(_keeps_graph())
+
+
+def is_saved_as_it_is() -> bool:
+    """Whether what a Function saves stays where it is, or a hook looks at it, as a checkpoint's."""
+    return _saving_hooks is not None and _saving_hooks(True) is None
 
 
 def is_exporting() -> bool:

@@ -13,8 +13,8 @@ and whatever order is chosen reads z, and reads and writes it once more: 3 N C e
 `classes` takes 3 + max(0, 1 − min(1, D/N) − extra/(N C e)) products, `extra` the bytes of logits
 kept beyond dW's memory. What is added up is read and written with every block, half of it while a
 product is computed. For the half types that is done in float32, 4 bytes a number beyond the
-gradient. The model is within 0.04 of what an H200 took, in bare products, for each order at three
-sizes.
+gradient. On a GPU the model is within 0.04 of what an H200 took, in bare products, for each order
+at three sizes.
 """
 
 from __future__ import annotations
@@ -30,14 +30,21 @@ from custom_ops.last_layer.layer import Layer
 __all__ = ["Plan", "Sizes", "default_memory", "parts", "plan_of", "planned", "rows_at_a_time"]
 
 SLABS = (16_384, 8192, 4096, 2048, 1024, 512, 256, 128)  #: classes at a time
-#: On a CPU memory is the goal.
-CPU_MEMORY = 50 << 20
-#: A GPU does 300 half-precision operations in the time of a byte (H100: 989 TFLOP/s, 3.35 TB/s), so
-#: that small blocks of rows, each of which reads W and all of dW, make slow products.
-CUDA_MEMORY = 512 << 20
-OPERATIONS_A_BYTE = {"cuda": 300, "cpu": 10}
-#: Rows of a block, where nothing is said of the memory.
-LEAST_ROWS = {"cuda": 256, "cpu": 64}
+
+
+class Device(NamedTuple):
+    """What is known of a kind of device."""
+
+    memory: int  #: bytes that may be used where nothing is said
+    least_rows: int  #: or the logits of so many rows: each block reads W and all of dW
+    operations: int  #: in the time of a byte
+    fresh: int  #: bytes in the time in which memory is got for one
+
+
+#: On a CPU memory is the goal; what is got from the system costs page faults. Two cores of a Xeon
+#: with AVX-512 gave these numbers. A GPU does 300 half-precision operations in the time of a byte (H100:
+#: 989 TFLOP/s, 3.35 TB/s), and torch keeps its memory.
+DEVICES = {"cpu": Device(50 << 20, 64, 10, 8), "cuda": Device(512 << 20, 256, 300, 0)}
 
 
 class Sizes(NamedTuple):
@@ -72,6 +79,11 @@ class Sizes(NamedTuple):
         return (self.rows * self.wants_x + self.classes * self.wants_W) * self.features
 
     @property
+    def least(self) -> int:
+        """Products that nobody can do without."""
+        return 1 + self.wants_x + self.wants_W
+
+    @property
     def wide(self) -> int:
         """Bytes beyond the gradient of each number that is added up."""
         return 4 if self.itemsize == 2 else 0
@@ -91,41 +103,42 @@ class Plan(NamedTuple):
 def planned(layer: Layer, *, by_classes: bool) -> Plan:
     """Return the plan of a layer; `by_classes` says whether that order is possible."""
     s, blocks = Sizes.of(layer), layer.blocks
-    memory = blocks.memory
-    if memory is None and s.device == "cuda":
-        memory = default_memory(s)
-    if memory is None or blocks.rows or not (blocks.keeps and any(blocks.wanted)):
+    if blocks.rows or not (blocks.keeps and any(blocks.wanted)):
         return _by_rows(s, rows_at_a_time(layer, s.logit_bytes, s.wide * s.products))
+    memory = default_memory(s) if blocks.memory is None else blocks.memory
     return plan_of(s, memory, by_classes)
 
 
 def default_memory(s: Sizes) -> int:
     """Return what may be used where nothing is said: on CUDA as much as the gradients, or more."""
-    if s.device == "cpu":
-        return CPU_MEMORY
-    return max(CUDA_MEMORY, (s.rows + s.classes) * s.features * s.itemsize)
+    device = DEVICES[s.device]
+    gradients = (s.rows + s.classes) * s.features * s.itemsize if s.device == "cuda" else 0
+    return max(device.memory, device.least_rows * s.logit_bytes, gradients)
 
 
 @lru_cache(maxsize=256)
 def plan_of(s: Sizes, memory: int, by_classes: bool = True) -> Plan:
     """Return the fastest plan within so many bytes beyond the gradients, or else the smallest."""
-    plans = [_by_rows(s, _even(s.rows, _rows_within(s, memory)))]
-    plans.append(Plan("whole", s.rows, s.rows, s.rows * s.logit_bytes, 3, _floors(s, 3, 0)))
+    whole = Plan("whole", s.rows, s.rows, s.rows * s.logit_bytes, s.least, 0)
+    plans = [whole._replace(floors=_floors(s, whole, 0))]
+    for bytes in {memory, min(memory, default_memory(s))}:
+        plans.append(_by_rows(s, _even(s.rows, _rows_within(s, bytes))))
     if by_classes:
         plans.extend(_by_classes(s, memory))
+        plans.extend(_by_classes(s, 0))  # what is kept in dW alone
     fitting = [plan for plan in plans if plan.bytes <= memory]
     if not fitting:
         return min(plans, key=lambda plan: plan.bytes)
     return min(fitting, key=lambda plan: (plan.floors, plan.bytes))
 
 
-def rows_at_a_time(layer: Layer, row_bytes: int, sums: int = 0, least: int | None = None) -> int:
+def rows_at_a_time(layer: Layer, row_bytes: int, sums: int = 0, least: int = 1) -> int:
     """Return the rows of a block whose numbers take `row_bytes` a row, beside `sums` in float32."""
     s, blocks = Sizes.of(layer), layer.blocks
     if blocks.rows:
         return blocks.rows
     if blocks.memory is None:
-        most = max(default_memory(s) // max(row_bytes, 1), least or LEAST_ROWS[s.device])
+        most = max(default_memory(s) // max(row_bytes, 1), least)
     else:
         most = max(_beside(blocks.memory, sums) // max(row_bytes, 1), 1)
     return _even(s.rows, most)
@@ -153,10 +166,10 @@ def _beside(memory: int, sums: int) -> int:
 
 def _by_rows(s: Sizes, block: int) -> Plan:
     sums = s.wide * s.products
-    products = 1 + s.wants_x + s.wants_W + (not s.total)
     taken = sums + max(0, block * s.logit_bytes - sums // 2)
+    plan = Plan("rows", block, 0, taken, s.least + (not s.total), 0)
     added = -(-s.rows // max(block, 1)) * 8 * s.classes * s.features * s.wants_W
-    return Plan("rows", block, 0, taken, products, _floors(s, products, added))
+    return plan._replace(floors=_floors(s, plan, added))
 
 
 def _by_classes(s: Sizes, memory: int) -> Iterator[Plan]:
@@ -167,13 +180,15 @@ def _by_classes(s: Sizes, memory: int) -> Iterator[Plan]:
         needed = N * block * e + s.wide * N * D * s.wants_x
         kept = min(N, in_dW + max(0, memory - needed) // max(C * e, 1))
         extra = max(0, kept - in_dW) * C * e
-        products = 1 + s.wants_x + s.wants_W + (N - kept) / max(N, 1)
+        products = s.least + (N - kept) / max(N, 1)
+        plan = Plan("classes", block, kept, needed + extra, products, 0)
         added = -(-C // max(block, 1)) * 8 * N * D * s.wants_x
-        yield Plan("classes", block, kept, needed + extra, products, _floors(s, products, added))
+        yield plan._replace(floors=_floors(s, plan, added))
 
 
-def _floors(s: Sizes, products: float, added: int) -> float:
-    product = 2 * s.rows * s.features * s.classes / OPERATIONS_A_BYTE[s.device]
-    computed = products * product + 3 * s.rows * s.logit_bytes
+def _floors(s: Sizes, plan: Plan, added: int) -> float:
+    device = DEVICES[s.device]
+    product = 2 * s.rows * s.features * s.classes / device.operations
+    computed = plan.products * product + 3 * s.rows * s.logit_bytes + device.fresh * plan.bytes
     # where little is computed, nothing hides what is added up
     return max(computed + added / 2, added) / max(3 * product, 1)

@@ -167,7 +167,6 @@ def on_devices(folder: Path) -> list[dict]:
     return printed(folder, HERE / "devices.py", library)
 
 
-@pytest.mark.exhaustive
 def test_a_call_is_launched_on_its_tensors_device_and_on_the_current_stream_there(on_devices):
     by_device: dict[int, list[tuple[str, list[Launch]]]] = {0: [], 1: []}
     for call in on_devices:
@@ -190,7 +189,6 @@ def test_a_call_is_launched_on_its_tensors_device_and_on_the_current_stream_ther
     assert not kernels[0] & kernels[1]
 
 
-@pytest.mark.exhaustive
 def test_each_thread_launches_on_its_own_stream(on_devices):
     (threads,) = (call for call in on_devices if call["name"] == "threads")
     on_stream: dict[str, list[Launch]] = {}
@@ -203,7 +201,6 @@ def test_each_thread_launches_on_its_own_stream(on_devices):
         assert [launch.kernel.split()[0] for launch in launches] == one_step * 20
 
 
-@pytest.mark.exhaustive
 @pytest.mark.parametrize("options", ["plain", "all"])
 def test_what_the_last_layer_calls_is_launched_the_same_way(on_devices, options):
     (runs,) = (call["runs"] for call in on_devices if call.get("options") == options)

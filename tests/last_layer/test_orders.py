@@ -1,6 +1,7 @@
 """The last layer within the memory that is named: every order by its numbers, and around it."""
 
 import itertools
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from custom_ops import LinearCrossEntropyLoss, linear_cross_entropy
 from custom_ops.kernels import Options, Rows
 from custom_ops.last_layer import by_classes, products, whole
 from custom_ops.last_layer.layer import Blocks, Layer
-from custom_ops.last_layer.plan import Plan, Sizes, plan_of
+from custom_ops.last_layer.plan import DEVICES, Plan, Sizes, plan_of
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -28,6 +29,15 @@ OPTIONS = {
     "cap": {"softcap": 3.0, "logit_scale": 0.7, "z_loss": 0.1},
     "smoothed": {"label_smoothing": 0.1},
 }
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch):
+    """Take the orders by a GPU's costs: on a CPU, sizes as small as these go by rows."""
+    monkeypatch.setitem(DEVICES, "cpu", DEVICES["cuda"])
+    plan_of.cache_clear()
+    yield
+    plan_of.cache_clear()
 
 
 @pytest.fixture(params=MEMORY, ids=MEMORY)
@@ -192,9 +202,38 @@ def plain(x, W, b, t, memory):
     return linear_cross_entropy(x, W, t, b, memory=memory)
 
 
+class Looking(TorchDispatchMode):
+    """Sees every operator."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_a_checkpoint_computes_it_again(memory, reentrant):
     same_gradients(lambda *a: checkpoint(plain, *a, use_reentrant=reentrant), memory)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_checkpoint_may_be_recomputed_in_other_surroundings(memory, before):
+    """It compares what was saved: with a mode around the one and not around the other."""
+    looks_on = [not before, before]
+
+    def f(*args):
+        with Looking() if looks_on.pop() else nullcontext():
+            return plain(*args)
+
+    same_gradients(lambda *a: checkpoint(f, *a, use_reentrant=False), memory)
+
+
+def test_where_hooks_save_no_logits_are_kept(memory):
+    x, W, b, t = tensors()
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda s: saved.append(s.shape) or s, lambda s: s
+    ):
+        plain(*differentiable(x, W, b), t, memory)
+    assert all(shape != (N - 5, C) and shape != (0, C) for shape in saved)
 
 
 def test_saved_tensors_may_wait_elsewhere(memory):
@@ -211,12 +250,8 @@ def test_saved_tensors_may_wait_elsewhere(memory):
 
 
 def test_one_that_looks_on_takes_the_rows(memory):
-    class Mode(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            return func(*args, **(kwargs or {}))
-
     def watched(*args):
-        with Mode():
+        with Looking():
             return plain(*args)
 
     same_gradients(watched, memory)
@@ -224,7 +259,7 @@ def test_one_that_looks_on_takes_the_rows(memory):
     leaves = differentiable(x, W, b)
     loss = plain(*leaves, t, memory)
     want = gradients(loss, leaves, retain_graph=True)
-    with Mode():
+    with Looking():
         for got, d in zip(gradients(loss, leaves, retain_graph=True), want, strict=True):
             torch.testing.assert_close(got, d)
 

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from custom_ops.last_layer.plan import Sizes, _floors, default_memory, plan_of
+from custom_ops.last_layer.plan import Plan, Sizes, _floors, default_memory, plan_of
 
 LARGE, LARGER, SMALL = (
     Sizes(8192, 4096, 128_256, 2),
@@ -26,11 +26,15 @@ def test_the_estimate_is_within_four_hundredths_of_what_was_measured(
     sizes, whole, kept, again, rows, blocks
 ):
     N, D, C, *_ = sizes
+
+    def floors(products: float, added: int) -> float:
+        return _floors(sizes, Plan("whole", 0, 0, 0, products, 0), added)
+
     slabs = -(-C // 8192) * 8 * N * D
-    assert _floors(sizes, 3, 0) == pytest.approx(whole, abs=0.04)
-    assert _floors(sizes, 3, slabs) == pytest.approx(kept, abs=0.04)
-    assert _floors(sizes, 4, slabs) == pytest.approx(again, abs=0.04)
-    assert _floors(sizes, 3, blocks * 8 * C * D) == pytest.approx(rows, abs=0.04)
+    assert floors(3, 0) == pytest.approx(whole, abs=0.04)
+    assert floors(3, slabs) == pytest.approx(kept, abs=0.04)
+    assert floors(4, slabs) == pytest.approx(again, abs=0.04)
+    assert floors(3, blocks * 8 * C * D) == pytest.approx(rows, abs=0.04)
 
 
 @pytest.mark.parametrize("sizes", [LARGE, LARGER, SMALL, Sizes(10**6, 512, 32_000, 2)])
@@ -91,3 +95,32 @@ def test_without_the_order_of_classes_the_smaller_of_the_others_is_taken():
     """All logits take 2004 MiB there, dx and dW in float32 2132 MiB; of more rows it is turned."""
     assert plan_of(LARGE, 1066 * MIB, by_classes=False).order == "whole"
     assert plan_of(LARGE._replace(rows=16_384), 1066 * MIB, by_classes=False).order == "rows"
+
+
+@pytest.mark.parametrize(
+    ("rows", "features", "classes", "total", "order"),
+    [
+        # in turns on two cores, in ms: rows, classes, whole
+        (1024, 512, 32_000, True, "rows"),  # 382, 406, 538
+        (512, 1024, 50_000, True, "classes"),  # 595, 552, 604
+        (4096, 64, 64_000, True, "rows"),  # 648, 692, 1086
+        (512, 1024, 50_000, False, "classes"),  # 773, 509, 522
+        (128, 64, 10, True, "whole"),
+        (128, 64, 10, False, "whole"),
+    ],
+)
+def test_what_is_planned_for_a_cpu_was_the_fastest_within_its_memory(
+    rows, features, classes, total, order
+):
+    s = Sizes(rows, features, classes, 4, "cpu", total)
+    assert default_memory(s) == 50 * MIB
+    plan = plan_of(s, default_memory(s))
+    assert (plan.order, plan.bytes <= 50 * MIB) == (order, True)
+    more = plan_of(s, 10_000 * MIB)
+    assert more.floors <= plan.floors
+    if total and classes > 10:  # fresh memory costs more than it gives
+        assert more.order == order
+
+
+def test_a_cpus_block_has_64_rows_at_least():
+    assert default_memory(Sizes(8192, 64, 10**6, 4, "cpu")) == 64 * 4 * 10**6
