@@ -42,8 +42,8 @@ class Device(NamedTuple):
 
 
 #: On a CPU memory is the goal; what is got from the system costs page faults. Two cores of a Xeon
-#: with AVX-512 gave these numbers. A GPU does 300 half-precision operations in the time of a byte (H100:
-#: 989 TFLOP/s, 3.35 TB/s), and torch keeps its memory.
+#: with AVX-512 gave these numbers. A GPU does 300 half-precision operations in the time of a byte
+#: (H100: 989 TFLOP/s, 3.35 TB/s), and torch keeps its memory.
 DEVICES = {"cpu": Device(50 << 20, 64, 10, 8), "cuda": Device(512 << 20, 256, 300, 0)}
 
 
