@@ -39,12 +39,18 @@ class Device(NamedTuple):
     least_rows: int  #: or the logits of so many rows: each block reads W and all of dW
     operations: int  #: in the time of a byte
     fresh: int  #: bytes in the time in which memory is got for one
+    call: int  #: bytes in the time of an operator's call, 5 µs
 
 
 #: On a CPU memory is the goal; what is got from the system costs page faults. Two cores of a Xeon
 #: with AVX-512 gave these numbers. A GPU does 300 half-precision operations in the time of a byte
 #: (H100: 989 TFLOP/s, 3.35 TB/s), and torch keeps its memory.
-DEVICES = {"cpu": Device(50 << 20, 64, 10, 8), "cuda": Device(512 << 20, 256, 300, 0)}
+DEVICES = {
+    "cpu": Device(50 << 20, 64, 10, 8, 100_000),
+    "cuda": Device(512 << 20, 256, 300, 0, 16_000_000),
+}
+#: Operators that are called for a block or a slab, forward and backward.
+CALLS = {"whole": 15, "rows": 15, "classes": 60}
 
 
 class Sizes(NamedTuple):
@@ -191,4 +197,9 @@ def _floors(s: Sizes, plan: Plan, added: int) -> float:
     product = 2 * s.rows * s.features * s.classes / device.operations
     computed = plan.products * product + 3 * s.rows * s.logit_bytes + device.fresh * plan.bytes
     # where little is computed, nothing hides what is added up
-    return max(computed + added / 2, added) / max(3 * product, 1)
+    computed = max(computed + added / 2, added)
+    parts = -(-(s.classes if plan.order == "classes" else s.rows) // max(plan.block, 1))
+    called = parts * CALLS[plan.order] * device.call
+    # a GPU computes while the next operators are called
+    taken = max(computed, called) if s.device == "cuda" else computed + called
+    return taken / max(3 * product, 1)
