@@ -383,6 +383,25 @@ def test_slabs_of_any_size_find_loss_and_gradients(monkeypatch, kept, size):
         assert got.W.data_ptr() == memory.dW.data_ptr()
 
 
+@pytest.mark.parametrize("wants_x", [False, True])
+def test_all_logits_at_once_beside_a_row_that_is_not_cut_out(monkeypatch, wants_x):
+    unread(monkeypatch)
+    layer = layer_of(torch.float64, bias=True)
+    layer = layer._replace(blocks=Blocks(False, (wants_x, True, True), keeps=True))
+    layer.x[0] = torch.nan  # an ignored row
+    found, kept = whole.forward(layer)
+    g = torch.randn(N, dtype=torch.float64)
+    dx, dW, db = whole.backward(layer, Rows(g, None, found.M, found.L), kept)
+    x, W, b = differentiable(*layer.tensors[:3])
+    clean = x.where(layer.target[:, None] != -100, 0.0)
+    loss = in_one_piece(clean, W, b, layer.target, reduction="none")
+    torch.testing.assert_close(found.loss, loss)
+    want = torch.autograd.grad((loss * g).sum(), (x, W, b))
+    assert (dx is not None) == wants_x
+    for got, d in zip((dx, dW, db), want, strict=True):
+        assert got is None or torch.allclose(got, d)
+
+
 @pytest.mark.parametrize("kept", [D, D + 5, N])
 def test_only_what_is_not_kept_is_computed_again(kept):
     layer = layer_of(torch.float64)
