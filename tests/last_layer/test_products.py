@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from custom_ops import kernels, linear_cross_entropy
 from custom_ops.kernels import Options, Rows
-from custom_ops.last_layer import hessian, loop, products
+from custom_ops.last_layer import by_classes, hessian, loop, products, whole
 from custom_ops.last_layer.layer import Blocks, Layer, Products
-from custom_ops.last_layer.plan import rows_at_a_time
+from custom_ops.last_layer.plan import Plan, rows_at_a_time
 
 WIDE = torch.ops.aten.addmm.dtype_out
 N, D, C, ROWS = 50, 3, 30, 10
@@ -123,6 +123,24 @@ def test_no_operator_of_the_loop_waits_for_a_gpu(fake, soft, weighted):
     _, M, L, *_ = loop.forward(layer).found
     loop.backward(layer, Rows(M, None, M, L))
     assert not watching.names & WAITING
+
+
+@pytest.mark.parametrize("order", ["classes", "whole"])
+def test_no_operator_of_the_other_orders_waits_for_a_gpu(fake, order):
+    """dx of slabs is added up in float32 from half-precision factors; nothing else is widened."""
+    watching, x, W, b, t = fake
+    layer = Layer(x, W, b, t, None, OPTIONS, Blocks(True, (True, True, True), keeps=True))
+    plan = Plan("classes", 10, D + 1, 0, 0, 0)
+    if order == "classes":
+        (_, M, L, *_), kept = by_classes.forward(layer, plan)
+        by_classes.backward(layer, Rows(M, None, M, L), kept, plan)
+        assert watching.wide == [((N, D), 0), *[((N, D), 1)] * (C // 10 - 1)]
+    else:
+        (_, M, L, *_), kept = whole.forward(layer)
+        whole.backward(layer, Rows(M, None, M, L), kept)
+        assert watching.wide == []
+    assert not watching.names & WAITING
+    assert not watching.converted & {(shape, torch.float32) for shape in ((C, D), (N, D))}
 
 
 def test_a_gpus_blocks_are_large_enough_for_its_matrix_units():
