@@ -197,7 +197,8 @@ def linear_cross_entropy(
 
 def _of_positions(layer: Layer, positions: tuple[int, ...]) -> list[Any]:
     """Return ℓ or Σℓ and the rows' statistics, of all positions together."""
-    columns = list(zip(*(_pass(part) for part in _layers(layer, positions)), strict=True))
+    parts = (_pass(part, alone=not positions) for part in _layers(layer, positions))
+    columns = list(zip(*parts, strict=True))
     if not positions:
         return [column[0] for column in columns]
     found = [None if column[0] is None else torch.stack(column, -1) for column in columns]
@@ -229,16 +230,16 @@ def _layers(layer: Layer, positions: tuple[int, ...]) -> Iterator[Layer]:
         )
 
 
-def _pass(layer: Layer) -> tuple[Any, ...]:
+def _pass(layer: Layer, alone: bool) -> tuple[Any, ...]:
     """ℓ or Σℓ and the rows' statistics; the gradient of Σℓ with them, if it will be asked for."""
     if is_exporting() and not is_onnx_tracing():
         # the operator with a formula of its own: of a Function, export keeps the forward alone
         return tuple(operators.forward(layer).found)
     grad = torch.is_grad_enabled()
     x, W, b = (grad and t is not None and t.requires_grad for t in layer[:3])
-    # What is kept is used up by one backward, of plain tensors. A checkpoint compares what forward
-    # and recomputation save, which must be the same in every surroundings.
-    keeps = not (is_transformed() or is_watched()) and is_saved_as_it_is()
+    # What is kept is used up by one backward, of plain tensors; of several layers it would add up.
+    # A checkpoint compares what forward and recomputation save: the same in all surroundings.
+    keeps = alone and not (is_transformed() or is_watched()) and is_saved_as_it_is()
     keeps = keeps and all(t is None or type(t) in (Tensor, Parameter) for t in layer.tensors)
     blocks = replace(layer.blocks, wanted=(x, W, b), keeps=keeps)
     return apply(LinearCrossEntropyFunction, *layer._replace(blocks=blocks))[:5]

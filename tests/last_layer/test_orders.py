@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from custom_ops import LinearCrossEntropyLoss, linear_cross_entropy
 from custom_ops.kernels import Options, Rows
-from custom_ops.last_layer import by_classes, products, whole
+from custom_ops.last_layer import by_classes, loop, products, whole
 from custom_ops.last_layer.layer import Blocks, Layer
 from custom_ops.last_layer.plan import DEVICES, Plan, Sizes, plan_of
 
@@ -472,6 +472,29 @@ def peak(work) -> int:
     events = found.kineto_results.events()
     changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
     return max(itertools.accumulate(n for _, n in changes))
+
+
+def test_of_several_layers_nothing_is_kept(memory, monkeypatch):
+    """Else what is kept would add up over the positions."""
+    orders = []
+
+    def planned(layer: Layer, *, by_classes: bool) -> Plan:
+        plan = real(layer, by_classes=by_classes)
+        orders.append(plan.order)
+        return plan
+
+    real = loop.planned
+    monkeypatch.setattr(loop, "planned", planned)
+    x, _, _, _ = tensors()
+    W = torch.randn(C, 3, D, dtype=torch.float64)
+    leaves = differentiable(x, W)
+    t = torch.randint(C, (N, 3))
+    loss = linear_cross_entropy(*leaves, t, memory=memory)
+    z = torch.einsum("nd,cpd->ncp", *leaves)
+    want = torch.nn.functional.cross_entropy(z, t)
+    for got, d in zip(gradients(loss, leaves), gradients(want, leaves), strict=True):
+        torch.testing.assert_close(got, d)
+    assert orders == ["rows"] * 3
 
 
 OF_ROWS = 100  # bytes of what there is one of for each row: loss, M, L, g, labels
