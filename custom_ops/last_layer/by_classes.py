@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from custom_ops import kernels
-from custom_ops.kernels import Found, Problem, Rows
+from custom_ops.kernels import Found, Problem, Rows, statistics_dtype
 from custom_ops.kernels.eager import capped
 from custom_ops.kernels.eager.targets import ignored_rows
 from custom_ops.kernels.labels import reported
@@ -67,16 +67,17 @@ def forward(layer: Layer, plan: Plan) -> tuple[Found, Kept]:
 
 def backward(layer: Layer, rows: Rows, kept: Kept, plan: Plan) -> Products:
     """Return dx, dW, db for the upstream gradients of the rows; dW takes the kept logits' place."""
-    x, W, b, *_, o, blocks = layer
+    x, W, b, *_, blocks = layer
     wants_x, wants_W, wants_b = blocks.wanted
     memory, slabs = _Memory(kept, len(x), len(W)), _Slabs.of(layer, rows)
     dx = torch.empty_like(x) if wants_x else None
-    wide = o.dtype != x.dtype
+    dtype = statistics_dtype(x.dtype)
+    wide = dtype != x.dtype
     # where dx is added up in float32, its own memory is idle and takes what `clean` may copy
     factor = clean(layer, out=dx if wide else None) if wants_W else x
-    sums = dx if dx is None or not wide else torch.empty_like(dx, dtype=o.dtype)
+    sums = dx if dx is None or not wide else torch.empty_like(dx, dtype=dtype)
     dW = kept.dW if wants_W else None
-    db = b.new_empty(b.shape, dtype=o.dtype) if wants_b and b is not None else None
+    db = b.new_empty(b.shape, dtype=dtype) if wants_b and b is not None else None
     buffer = fresh_logits(x, len(x), min(plan.block, len(W)))
     for classes in _slabs(layer, plan):
         dz = buffer[:, : classes.stop - classes.start]
@@ -89,7 +90,7 @@ def backward(layer: Layer, rows: Rows, kept: Kept, plan: Plan) -> Products:
         if sums is not None:
             put_product_(sums, dz, W[classes], beta=int(classes.start > 0))
         if db is not None:
-            db[classes] = dz.sum(0, dtype=o.dtype)
+            db[classes] = dz.sum(0, dtype=dtype)
     if dx is not None and sums is not None and dx is not sums:
         dx.copy_(sums)
     return Products(dx, dW, db)

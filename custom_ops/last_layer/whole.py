@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from custom_ops import kernels
-from custom_ops.kernels import Found, Rows
+from custom_ops.kernels import Found, Rows, statistics_dtype
 from custom_ops.kernels.labels import reported
 from custom_ops.last_layer.layer import Kept, Layer, Products
 from custom_ops.last_layer.products import advised, fresh_logits
@@ -44,5 +44,5 @@ def backward(layer: Layer, rows: Rows, kept: Kept) -> Products:
         dW = torch.mm(dz.t(), clean(layer, out=dx), out=advised(torch.empty_like(W)))
     if dx is not None:
         torch.mm(dz, W, out=dx)
-    db = dz.sum(0, dtype=layer.options.dtype) if wants_b and b is not None else None
+    db = dz.sum(0, dtype=statistics_dtype(x.dtype)) if wants_b and b is not None else None
     return Products(dx, dW, db)
