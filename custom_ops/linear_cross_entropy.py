@@ -237,9 +237,11 @@ def _pass(layer: Layer, alone: bool) -> tuple[Any, ...]:
         return tuple(operators.forward(layer).found)
     grad = torch.is_grad_enabled()
     x, W, b = (grad and t is not None and t.requires_grad for t in layer[:3])
-    # What is kept is used up by one backward, of plain tensors; of several layers it would add up.
-    # A checkpoint compares what forward and recomputation save: the same in all surroundings.
-    keeps = alone and not (is_transformed() or is_watched()) and is_saved_as_it_is()
-    keeps = keeps and all(t is None or type(t) in (Tensor, Parameter) for t in layer.tensors)
-    blocks = replace(layer.blocks, wanted=(x, W, b), keeps=keeps)
+    plain = not (is_transformed() or is_watched())
+    plain = plain and all(t is None or type(t) in (Tensor, Parameter) for t in layer.tensors)
+    # A hook that looks at what is saved gets no logits and no gradients: it may carry them away, or
+    # compare what a checkpoint saves in one order and in another. Of several layers what is kept
+    # would add up, so that these go by rows.
+    keeps = torch.compiler.is_compiling() or is_saved_as_it_is()
+    blocks = replace(layer.blocks, wanted=(x, W, b), plans=alone and plain, keeps=keeps)
     return apply(LinearCrossEntropyFunction, *layer._replace(blocks=blocks))[:5]

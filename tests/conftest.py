@@ -44,7 +44,8 @@ torch.set_num_threads(1)  # pytest-xdist runs a process a core
 # What cannot run here is not collected: a device's tests, those of the other kind of process, and
 # those of an extra that is not installed.
 collect_ignore = [
-    "kernels/launches/calls.py",  # a program that test_launches.py runs
+    "kernels/launches/calls.py",  # programs that test_launches.py runs
+    "kernels/launches/devices.py",
     *(["kernels/test_cuda.py"] * (not torch.cuda.is_available())),
     *(["last_layer/test_cuda_last_layer.py"] * (not torch.cuda.is_available())),
     *(["kernels/test_triton.py", "kernels/test_triton_node.py"] * (not cuda.interpreted)),

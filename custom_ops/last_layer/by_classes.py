@@ -70,6 +70,7 @@ def backward(layer: Layer, rows: Rows, kept: Kept, plan: Plan) -> Products:
     x, W, b, *_, blocks = layer
     wants_x, wants_W, wants_b = blocks.wanted
     memory, slabs = _Memory(kept, len(x), len(W)), _Slabs.of(layer, rows)
+    rows_kept = 0 if kept.more is None else plan.kept
     dx = torch.empty_like(x) if wants_x else None
     dtype = statistics_dtype(x.dtype)
     wide = dtype != x.dtype
@@ -77,12 +78,14 @@ def backward(layer: Layer, rows: Rows, kept: Kept, plan: Plan) -> Products:
     factor = clean(layer, out=dx if wide else None) if wants_W else x
     sums = dx if dx is None or not wide else torch.empty_like(dx, dtype=dtype)
     dW = kept.dW if wants_W else None
+    if wants_W and dW is None:
+        dW = advised(W.new_empty(W.shape))
     db = b.new_empty(b.shape, dtype=dtype) if wants_b and b is not None else None
     buffer = fresh_logits(x, len(x), min(plan.block, len(W)))
     for classes in _slabs(layer, plan):
         dz = buffer[:, : classes.stop - classes.start]
-        for part, z in memory.logits(classes, dz[plan.kept :]):
-            if part.start == plan.kept:
+        for part, z in memory.logits(classes, dz[rows_kept:]):
+            if part.start == rows_kept:
                 layer.put_logits(z, part, classes)
             slabs.put_gradient(z, part, classes, dz[part])
         if dW is not None:

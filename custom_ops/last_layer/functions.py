@@ -55,7 +55,7 @@ class LinearCrossEntropyFunction(Function):
         if taker is None:
             return LinearCrossEntropyFunction.algebra(*layer)
         found, products, kept = taker.forward(layer)
-        return *found, *products, *kept
+        return *found, *products, *(kept if layer.blocks.keeps else Kept(None, None))
 
     @staticmethod
     @without_autocast
@@ -125,12 +125,17 @@ class LinearCrossEntropyVjpFunction(Function):
         products = Products(dx, dW, db)
         # under vmap the forward does not see that an outer level differentiates
         taken = all(t is not None for t, w in zip(products, blocks.wanted, strict=True) if w)
-        if taken and rows.q is None and rows.e is None and rows.g.dim() == 0:
+        of_sum = rows.q is None and rows.e is None and rows.g.dim() == 0
+        if taken and of_sum:
             return _scaled(layer, products, rows.g, give)
         taker = _kernels(*layer.tensors, rows.g, rows.q, rows.e)
         if taker is None:
             args = (x, W, b, target, weight, *rest)
             return LinearCrossEntropyVjpFunction.algebra(*args)
+        if of_sum and taker is loop and loop.planned_for(layer).order == "rows":
+            # as the forward does it: the products of Σℓ, times g
+            one = torch.ones_like(rows.L[:1]).expand(rows.L.shape)
+            return _scaled(layer, loop.backward(layer, rows._replace(g=one)), rows.g, True)
         G = rows.g.to(o.dtype).expand(rows.L.shape)
         products = taker.backward(layer, rows._replace(g=G))
         return tuple(None if t is None else t.to(x.dtype) for t in products)
@@ -193,7 +198,7 @@ def _finished(
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients from the logits that were kept."""
     G = rows.g.to(layer.options.dtype).expand(rows.L.shape)
-    products = loop.finish(layer, rows._replace(g=G), kept, wanted)
+    products = loop.backward(layer, rows._replace(g=G), kept, wanted)
     return tuple(None if t is None else t.to(layer.x.dtype) for t in products)
 
 

@@ -22,12 +22,13 @@ class Blocks:
     wanted: tuple[bool, bool, bool] = (False, False, False)  #: whether dx, dW, db are, or will be
     rows: int | None = None  #: of a block; None for as many as the memory allows
     memory: int | None = None  #: bytes beyond the gradients; None for what the device's default is
-    keeps: bool = False  #: whether the forward may keep logits for a backward
+    plans: bool = False  #: whether the order may be chosen, or is that of rows
+    keeps: bool = False  #: whether the forward may leave anything for a backward but M and L
 
     @property
     def of_total(self) -> tuple[bool, bool, bool]:
         """Which products of Σℓ the forward takes; those of a loss a row wait for the backward."""
-        return self.wanted if self.total else (False, False, False)
+        return self.wanted if self.total and self.keeps else (False, False, False)
 
 
 class Layer(NamedTuple):

@@ -18,8 +18,9 @@ from custom_ops.last_layer.plan import Plan, Sizes, planned, rows_at_a_time
 from custom_ops.last_layer.products import rounds_once
 from custom_ops.last_layer.readable import counted_rows, spread
 
-__all__ = ["Pass", "backward", "finish", "forward"]
+__all__ = ["Pass", "backward", "forward", "planned_for"]
 
+NOTHING = Kept(None, None)
 #: Numbers of each logit that the eager kernels hold for the gradient of the entropy, at most.
 TEMPORARIES = 8
 
@@ -29,7 +30,7 @@ class Pass(NamedTuple):
 
     found: Found  #: the loss is Σℓ where that is wanted
     products: Products = Products(None, None, None)  #: of Σℓ, where rows are taken in blocks
-    kept: Kept = Kept(None, None)  #: for `finish`, in the other orders
+    kept: Kept = NOTHING  #: the logits, in the other orders
 
 
 def forward(layer: Layer) -> Pass:
@@ -37,7 +38,7 @@ def forward(layer: Layer) -> Pass:
     counted = counted_rows(layer)
     if counted is not None:
         return _spread(forward(layer.part(counted)), counted, len(layer.x))
-    plan = _plan(layer)
+    plan = planned_for(layer)
     if plan.order == "whole":
         found, kept = whole.forward(layer)
         done = Pass(found, kept=kept)
@@ -51,34 +52,33 @@ def forward(layer: Layer) -> Pass:
     return done._replace(found=done.found._replace(loss=kernels.total(done.found.loss)))
 
 
-def finish(layer: Layer, rows: Rows, kept: Kept, needs: tuple[bool, bool, bool]) -> Products:
-    """Return the products that are needed from the logits that were kept, which are used up."""
+def backward(
+    layer: Layer, rows: Rows, kept: Kept = NOTHING, needs: tuple[bool, bool, bool] | None = None
+) -> Products:
+    """Return dx, dW, db for the upstream gradients of the rows, as far as they are needed.
+
+    Logits that were kept are used up; without them they are taken again, in the same order.
+    """
     counted = counted_rows(layer)
     if counted is not None:
-        found = finish(layer.part(counted), rows.part(counted), kept, needs)
+        found = backward(layer.part(counted), rows.part(counted), kept, needs)
         return found._replace(x=spread(found.x, counted, len(layer.x)))
-    plan = _plan(layer)
-    layer = layer._replace(blocks=replace(layer.blocks, wanted=needs))
+    plan = planned_for(layer, rows)
+    layer = layer._replace(blocks=replace(layer.blocks, wanted=needs or layer.blocks.wanted))
     if plan.order == "whole":
         return whole.backward(layer, rows, kept)
-    return by_classes.backward(layer, rows, kept, plan)
-
-
-def backward(layer: Layer, rows: Rows) -> Products:
-    """Return dx, dW, db for the upstream gradients of the rows; the logits are taken again."""
-    counted = counted_rows(layer)
-    if counted is not None:
-        found = backward(layer.part(counted), rows.part(counted))
-        return found._replace(x=spread(found.x, counted, len(layer.x)))
+    if plan.order == "classes":
+        return by_classes.backward(layer, rows, kept, plan)
     s = Sizes.of(layer)
     numbers = 1 if rows.e is None else TEMPORARIES
     size = rows_at_a_time(layer, s.logit_bytes * numbers, s.wide * s.products)
     return by_rows.backward(layer, rows, size)
 
 
-def _plan(layer: Layer) -> Plan:
-    if not rounds_once(layer.x):
-        layer = layer._replace(blocks=replace(layer.blocks, keeps=False))
+def planned_for(layer: Layer, rows: Rows | None = None) -> Plan:
+    """Return the plan of a layer; the gradient of the entropy goes by rows."""
+    if not rounds_once(layer.x) or (rows is not None and rows.e is not None):
+        layer = layer._replace(blocks=replace(layer.blocks, plans=False))
     return planned(layer, by_classes=by_classes.takes(layer))
 
 

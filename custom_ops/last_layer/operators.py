@@ -74,7 +74,8 @@ def _layer(
     memory: int | None = None,
 ) -> Layer:
     wants_x, wants_W, wants_b = map(bool, wanted)
-    blocks = Blocks(total, (wants_x, wants_W, wants_b), rows, memory)
+    # what the forward's operator is asked for, it leaves for the backward
+    blocks = Blocks(total, (wants_x, wants_W, wants_b), rows, memory, keeps=True)
     return Layer.of(tensors, Options.of(dim, dtype, ignore_index, numbers, stats), blocks)
 
 

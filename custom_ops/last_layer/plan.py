@@ -109,7 +109,7 @@ class Plan(NamedTuple):
 def planned(layer: Layer, *, by_classes: bool) -> Plan:
     """Return the plan of a layer; `by_classes` says whether that order is possible."""
     s, blocks = Sizes.of(layer), layer.blocks
-    if blocks.rows or not (blocks.keeps and any(blocks.wanted)):
+    if blocks.rows or not (blocks.plans and any(blocks.wanted)):
         return _by_rows(s, rows_at_a_time(layer, s.logit_bytes, s.wide * s.products))
     memory = default_memory(s) if blocks.memory is None else blocks.memory
     return plan_of(s, memory, by_classes)

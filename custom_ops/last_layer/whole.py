@@ -25,18 +25,18 @@ ALL = slice(None)
 
 def forward(layer: Layer) -> tuple[Found, Kept]:
     """Return the loss and the statistics of each row, and the logits."""
-    z = layer.put_logits(fresh_logits(layer.x, len(layer.x), len(layer.W)), ALL)
+    z = _logits(layer)
     with reported():
         found = kernels.cross_entropy(layer.problem(z, ALL))
     return found, Kept(None, z)
 
 
 def backward(layer: Layer, rows: Rows, kept: Kept) -> Products:
-    """Return dx, dW, db for the upstream gradients of the rows; the logits are used up."""
+    """Return dx, dW, db for the upstream gradients of the rows; kept logits are used up."""
     x, W, b, *_ = layer
-    assert kept.more is not None
     wants_x, wants_W, wants_b = layer.blocks.wanted
-    dz = kernels.cross_entropy_vjp_(layer.problem(kept.more, ALL), rows)
+    z = _logits(layer) if kept.more is None else kept.more
+    dz = kernels.cross_entropy_vjp_(layer.problem(z, ALL), rows)
     dx = torch.empty_like(x) if wants_x else None
     dW: Tensor | None = None
     if wants_W:
@@ -46,3 +46,7 @@ def backward(layer: Layer, rows: Rows, kept: Kept) -> Products:
         torch.mm(dz, W, out=dx)
     db = dz.sum(0, dtype=statistics_dtype(x.dtype)) if wants_b and b is not None else None
     return Products(dx, dW, db)
+
+
+def _logits(layer: Layer) -> Tensor:
+    return layer.put_logits(fresh_logits(layer.x, len(layer.x), len(layer.W)), ALL)

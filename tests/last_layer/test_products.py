@@ -96,7 +96,7 @@ def first_and_more(of_a_block: list[tuple]) -> list[tuple]:
 
 def test_a_gpu_adds_up_dx_and_dw_in_float32_from_half_precision_factors(fake):
     watching, x, W, b, t = fake
-    blocks = Blocks(True, (True, True, True), ROWS)
+    blocks = Blocks(True, (True, True, True), ROWS, keeps=True)
     found = loop.forward(Layer(x, W, b, t, None, OPTIONS, blocks))
     assert watching.wide == first_and_more([((ROWS, D), 0), ((C, D), 1)])
     assert all(p.dtype == torch.float32 and p.device.type == "meta" for p in found.products)
@@ -118,7 +118,7 @@ def test_no_operator_of_the_loop_waits_for_a_gpu(fake, soft, weighted):
     watching, x, W, b, t = fake
     weight = torch.empty(C, device="meta") if weighted else None
     t = torch.empty(N, C, dtype=x.dtype, device="meta") if soft else t
-    blocks = Blocks(True, (True, True, True), ROWS)
+    blocks = Blocks(True, (True, True, True), ROWS, keeps=True)
     layer = Layer(x, W, b, t, weight, OPTIONS, blocks)
     _, M, L, *_ = loop.forward(layer).found
     loop.backward(layer, Rows(M, None, M, L))
