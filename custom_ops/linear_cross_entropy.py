@@ -64,8 +64,6 @@ from custom_ops.surroundings import (
 
 __all__ = ["linear_cross_entropy"]
 
-NUMBERS = ("label_smoothing", "z_loss", "softcap", "logit_scale")
-
 
 def linear_cross_entropy(
     input: Tensor,
@@ -149,8 +147,8 @@ def linear_cross_entropy(
     index = chosen_ignore_index(ignore_index, soft)
     check_normalizer(normalizer, reduction)
     rows, memory = check_blocks(memory, block_rows, options)
-    given = (label_smoothing, z_loss, softcap, logit_scale)
-    numbers: dict[str, Any] = dict(zip(NUMBERS, given, strict=True))
+    numbers: dict[str, Any] = {"label_smoothing": label_smoothing, "z_loss": z_loss}
+    numbers |= {"softcap": softcap, "logit_scale": logit_scale}
     if sharded.is_sharded(input, linear_weight, target, linear_bias, weight):
         numbers |= {"reduction": reduction, "ignore_index": ignore_index, "normalizer": normalizer}
         return sharded.linear_cross_entropy(
@@ -170,13 +168,8 @@ def linear_cross_entropy(
     linear_bias = None if linear_bias is None else autocast_linear(linear_bias)
     input_dtype, target, weight = autocast_widened(input, target, weight)
     result_dtype = dtype or promoted(input_dtype, target, weight)
-    o = Options(
-        1,
-        statistics_dtype(result_dtype),
-        index,
-        **checked_numbers(reduction, **numbers),
-        stats=bool(return_stats),
-    )
+    numbers = checked_numbers(reduction, **numbers)
+    o = Options(1, statistics_dtype(result_dtype), index, **numbers, stats=bool(return_stats))
     positions = rows_shape[1:] if linear_weight.dim() > 2 else ()
     if soft:
         target = _as_rows(target.flatten(2).movedim(1, -1) if positions else target)
@@ -190,9 +183,9 @@ def linear_cross_entropy(
     if reduction == "mean":
         loss = loss / denominator(C, target, weight, o, normalizer)
     loss = loss.to(result_dtype) if blocks.total else loss.reshape(rows_shape).to(result_dtype)
-    if return_stats:
-        return loss, CrossEntropyStats(*(t.reshape(rows_shape) for t in (M + L, *stats)))
-    return loss
+    if not return_stats:
+        return loss
+    return loss, CrossEntropyStats(*(t.reshape(rows_shape) for t in (M + L, *stats)))
 
 
 def _of_positions(layer: Layer, positions: tuple[int, ...]) -> list[Any]:

@@ -52,31 +52,21 @@ def _flat(blocks: Blocks) -> tuple[bool, list[int], int | None, int | None]:
 
 def layer_of(args: Sequence[Any]) -> Layer:
     """Return the layer whose tensors, options and blocks the forward's operator was given."""
-    return _layer(args[:5], *args[5:])
+    return _layer(args[:5], args[5:10], args[10:])
 
 
 def layer_of_vjp(args: Sequence[Any]) -> Layer:
     """Return the layer that the backward's operator was given, beside the numbers of the rows."""
-    flat = *args[10:14], False, *args[14:]
-    return _layer(args[:5], *flat)
+    return _layer(args[:5], args[10:14], args[14:])
 
 
-def _layer(
-    tensors: Sequence[Any],
-    dim: int,
-    dtype: torch.dtype,
-    ignore_index: int,
-    numbers: Sequence[float],
-    stats: bool,
-    total: bool,
-    wanted: Sequence[int],
-    rows: int | None,
-    memory: int | None = None,
-) -> Layer:
+def _layer(tensors: Sequence[Any], options: Sequence[Any], blocks: Sequence[Any]) -> Layer:
+    total, wanted, rows, *rest = blocks
     wants_x, wants_W, wants_b = map(bool, wanted)
+    memory = rest[0] if rest else None  # torch leaves an argument out that is its default
     # what the forward's operator is asked for, it leaves for the backward
-    blocks = Blocks(total, (wants_x, wants_W, wants_b), rows, memory, keeps=True)
-    return Layer.of(tensors, Options.of(dim, dtype, ignore_index, numbers, stats), blocks)
+    given = Blocks(total, (wants_x, wants_W, wants_b), rows, memory, keeps=True)
+    return Layer.of(tensors, Options.of(*options), given)
 
 
 def wanted_of(products: Sequence[Tensor], blocks: Blocks) -> Products:
