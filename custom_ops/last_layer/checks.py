@@ -101,15 +101,15 @@ def check_blocks(memory: object, block_rows: object, options: Any) -> tuple[int 
             "options must be torch's LinearCrossEntropyOptions or None, got "
             f"{type(options).__name__}"
         )
-    given = {"memory": memory, "block_rows": block_rows, "options": options}
+    chunk = None if options is None else options.batch_chunk_size
+    given = {"memory": memory, "block_rows": block_rows, "options.batch_chunk_size": chunk}
     given = {name: value for name, value in given.items() if value is not None}
     if len(given) > 1:
         raise ArgumentError(
             "memory, block_rows and options all say how much is taken at a time: expected one of "
             f"them, got {', '.join(f'{name}={value}' for name, value in given.items())}"
         )
-    if options is not None:
-        block_rows = options.batch_chunk_size
+    block_rows = chunk if block_rows is None else block_rows
     rows = None if block_rows is None else as_index("block_rows", block_rows)
     if rows is not None and rows < 1:
         raise ArgumentError(f"block_rows must be 1 or more, or None, got {rows}")

@@ -58,6 +58,22 @@ def test_refused_with_torchs_type_and_a_sentence(case):
 REFUSED = {
     "block_rows of nothing": ({"block_rows": 0}, ValueError, "1 or more, or None, got 0"),
     "block_rows a float": ({"block_rows": 1.5}, TypeError, "block_rows must be an int, got float"),
+    "memory below nothing": (
+        {"memory": -1},
+        ValueError,
+        "must be 0 bytes or more, or None, got -1",
+    ),
+    "memory a float": ({"memory": 1e9}, TypeError, "memory must be an int, got float"),
+    "memory and rows": (
+        {"memory": 1 << 20, "block_rows": 2},
+        ValueError,
+        "expected one of them, got memory=1048576, block_rows=2",
+    ),
+    "memory and torch's chunks": (
+        {"memory": 0, "options": torch.nn.LinearCrossEntropyOptions(batch_chunk_size=2)},
+        ValueError,
+        r"expected one of them, got memory=0, options\.batch_chunk_size=2",
+    ),
     "options of another kind": ({"options": 3}, TypeError, "LinearCrossEntropyOptions .* got int"),
     "both": (
         {"block_rows": 2, "options": torch.nn.LinearCrossEntropyOptions(batch_chunk_size=2)},
