@@ -40,9 +40,9 @@ def parts(out: Path) -> list[Part]:
 
     return [
         Part("steps", figures("steps", "step"), 75),
-        Part("tests", (python, "-m", "pytest", "-m", "cuda", str(ROOT / "tests")), 210),
-        Part("curve", figures("curve", "curve"), 120),
-        Part("last layer", figures("last-layer", "linear"), 60),
+        Part("tests", (python, "-m", "pytest", "-m", "cuda", str(ROOT / "tests")), 200),
+        Part("curve", figures("curve", "curve"), 100),
+        Part("last layer", figures("last-layer", "linear"), 90),
         Part("classifier", trained("compare.py", "--seeds", "1", "--max-steps", "300"), 60),
         Part("gpt", trained("train_lm.py", "--max-steps", "60"), 75),
     ]
