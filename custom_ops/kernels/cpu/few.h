@@ -61,11 +61,11 @@ struct Group {
   }
 };
 
-inline INLINE Float loaded(__mmask16 lanes, const float* from) {
-  return _mm512_maskz_loadu_ps(lanes, from);
+inline INLINE Float loaded(__mmask16 mask, const float* from) {
+  return _mm512_maskz_loadu_ps(mask, from);
 }
 
-// v[r] = term(r, k, lanes) for every vector k of row r, joined; `empty` where there is no such row.
+// v[r] = term(r, k, mask) for every vector k of row r, joined; `empty` where there is no such row.
 // Without a loop over the vectors all of v can be in registers, so that one or two are apart.
 template <int vectors, typename Term, typename Join>
 inline INLINE void read_rows(Float (&v)[GROUP], const Group& group, int64_t classes, Float empty,
@@ -73,13 +73,13 @@ inline INLINE void read_rows(Float (&v)[GROUP], const Group& group, int64_t clas
   const int64_t last = (classes - 1) / GROUP * GROUP;
   const __mmask16 all = 0xFFFF, tail = __mmask16((1u << (classes - last)) - 1);
   for (int64_t r = 0; r < GROUP; ++r) {
-    const __mmask16 there = r < group.n ? all : 0, lanes = there & tail;
+    const __mmask16 there = r < group.n ? all : 0, mask = there & tail;
     Float x = empty;
     if constexpr (vectors == 2) x = _mm512_mask_mov_ps(empty, there, term(r, 0, there));
     if constexpr (vectors == 0) {
       for (int64_t k = 0; there && k < last; k += GROUP) x = join(x, term(r, k, all));
     }
-    v[r] = _mm512_mask_mov_ps(x, lanes, join(x, term(r, last, lanes)));
+    v[r] = _mm512_mask_mov_ps(x, mask, join(x, term(r, last, mask)));
   }
 }
 
@@ -106,8 +106,8 @@ inline INLINE Float sums(const Group& group, int64_t classes, Term term) {
 inline INLINE Float maxima(const Group& group, int64_t classes, const float* z) {
   return over_rows(
       group, classes, -INF<float>,
-      [=](int64_t r, int64_t k, __mmask16 lanes) INLINE {
-        return loaded(lanes, z + r * classes + k);
+      [=](int64_t r, int64_t k, __mmask16 mask) INLINE {
+        return loaded(mask, z + r * classes + k);
       },
       [](Float a, Float b) INLINE { return larger(a, b); });
 }
@@ -162,8 +162,8 @@ inline INLINE Float exponentials(const Group& group, const Lanes& lanes, const f
     exp<float>(Float::loadu(z + i, n) - lanes.of_row(v, M)).store(e + i);
   });
   const int64_t classes = lanes.classes();
-  return sums(group, classes, [=](int64_t r, int64_t k, __mmask16 lanes) INLINE {
-    return loaded(lanes, e + r * classes + k);
+  return sums(group, classes, [=](int64_t r, int64_t k, __mmask16 mask) INLINE {
+    return loaded(mask, e + r * classes + k);
   });
 }
 
@@ -331,9 +331,9 @@ void reduce_and_map_few(const View& x, const View& v, const View& out, Term term
   const int64_t C = x.classes;
   each_group(x, [&](const Group& group, const Lanes& lanes) {
     const int64_t first = group.first * C;
-    const Float s = sums(group, C, [=](int64_t r, int64_t k, __mmask16 lanes) INLINE {
+    const Float s = sums(group, C, [=](int64_t r, int64_t k, __mmask16 mask) INLINE {
       const int64_t at = first + r * C + k;
-      return term(loaded(lanes, xs + at), loaded(lanes, vs + at));
+      return term(loaded(mask, xs + at), loaded(mask, vs + at));
     });
     lanes.each(group, [&](int64_t w, int64_t i, int64_t n) INLINE {
       map(Float::loadu(xs + first + i, n), Float::loadu(vs + first + i, n), lanes.of_row(w, s))
