@@ -5,12 +5,13 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from custom_ops.kernels.cuda.layout import View, view, view_like
 from custom_ops.kernels.cuda.parameters import Kind, Target, tile_of
 from custom_ops.kernels.cuda.reduction import finish
-from custom_ops.kernels.cuda.tiles import SMALL, Tiles, ceil_div, power_of_two, tiles
+from custom_ops.kernels.cuda.tiles import SMALL, Tiles, ceil_div, stepped_tiles, tiles
 from custom_ops.kernels.problem import Options, Problem
 
 __all__ = ["Arguments"]
@@ -24,6 +25,7 @@ class Arguments(NamedTuple):
     weight: Tensor | None
     ignore_index: int
     numbers: tuple[float, ...]  #: 1 − ε, ε/C, λ, α (α/s under a cap), s
+    dtype: torch.dtype  #: of the computation
     kind: Kind
     tiles: Tiles
 
@@ -39,14 +41,16 @@ class Arguments(NamedTuple):
             None if weight is None else weight.contiguous(),
             o.ignore_index,
             numbers,
+            o.dtype,
             tile_of(x, t, o.dtype)._replace(**_kind_of(o, problem.soft)),
             t,
         )
 
-    def kind_for(self, t: Tiles) -> Kind:
-        """Return what is compiled for other tiles."""
-        chunks = power_of_two(t.chunks)
-        return self.kind._replace(ROWS=t.rows, BLOCK=t.classes, CHUNKS=chunks)
+    def in_steps(self) -> Arguments:
+        """Return the same for sums over the classes, which a program takes step by step."""
+        x, dtype = self.input, self.dtype
+        t = stepped_tiles(self.tiles, x.classes, x.inner, dtype, x.vector)
+        return self._replace(tiles=t, kind=self.kind.of_tiles(t))
 
     @property
     def together(self) -> int:

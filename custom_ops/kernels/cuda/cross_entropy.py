@@ -42,16 +42,44 @@ NEVER: tl.constexpr = tl.constexpr(2**31 - 1)  # no class has this number
 
 
 @triton.jit
+def by_lane(x, KIND: tl.constexpr):
+    """A tile as [row, lane, place]: what a thread has read at once is of one lane."""
+    return tl.reshape(x, (KIND.ROWS, KIND.LANES, KIND.BLOCK // KIND.LANES))
+
+
+@triton.jit
+def rebased(sums, M, STATS: tl.constexpr):
+    """The sums, which are relative to their m, relative to M instead: S, T, distance, mass."""
+    m, S, T, distance, mass, _ = sums
+    down = vanishing_exp(m - finite(M))
+    if STATS:
+        T = product(down, T + product(S, m - finite(M)))
+    return S * down, T, distance + product(mass, finite(M) - finite(m)), mass
+
+
+@triton.jit
+def together(sums, STATS: tl.constexpr):
+    """The sums of the parts along axis 1 as those of the whole."""
+    m, best = sums[0], sums[5]
+    M = tl.max(m, 1)
+    first = tl.max(best, 1)
+    if STATS:
+        nan = tl.min(tl.where(m != m, best, NEVER), 1)
+        first = tl.min(tl.where(m == M[:, None], best, NEVER), 1)
+        first = tl.where(nan < NEVER, nan, first)
+    S, T, distance, mass = rebased(sums, M[:, None], STATS)
+    if STATS:
+        M = tl.where(nan < NEVER, float("nan"), M)
+    return M, tl.sum(S, 1), tl.sum(T, 1), tl.sum(distance, 1), tl.sum(mass, 1), first
+
+
+@triton.jit
 def tile_sums(
-    input, y: Target, r, k, ignore_index, shape, numbers, STATS: tl.constexpr, KIND: tl.constexpr
+    input, y: Target, r, k, wanted, least, shape, numbers, STATS: tl.constexpr, KIND: tl.constexpr
 ):
-    """m, S, T, distance, mass and arg-max of each row's classes k; m is NaN if a z is."""
+    """The sums of every lane of a tile, relative to the larger of `least` and its maximum."""
     n, classes, inner, stride = shape
     ACC: tl.constexpr = KIND.ACC
-    wanted = r < n
-    if not KIND.SOFT:  # an ignored row may hold anything
-        label = tl.load(y.target + r, mask=wanted, other=0).to(tl.int64)
-        wanted = wanted & (label != ignore_index)
     inside = wanted[:, None] & (k < classes)[None, :]
     at = cells(r, k, inner, stride)
     # rows side by side are read at once, ignored ones among them
@@ -60,23 +88,59 @@ def tile_sums(
     z = logits(z, numbers, KIND)
     if KIND.LOGITS != "identity":
         z = tl.where(inside, z, float("-inf"))
-    m = tl.max(z, 1)
-    shift = finite(m)[:, None]
-    e = vanishing_exp(z - shift)
+    by = by_lane(z, KIND)
+    m = tl.maximum(least, tl.max(by, 2))
+    shift = finite(m)[:, :, None]
+    e = vanishing_exp(by - shift)
     distance, mass = tl.zeros_like(m), tl.zeros_like(m)
     if KIND.SOFT or KIND.SMOOTHING != "none":
-        shares = share(y, r, k, inside, shape, numbers, KIND)
-        distance = tl.sum(product(shares, shift - z), 1)
-        mass = tl.sum(shares, 1)
-    T, best = tl.zeros_like(m), tl.zeros_like(r)
+        shares = by_lane(share(y, r, k, inside, shape, numbers, KIND), KIND)
+        distance = tl.sum(product(shares, shift - by), 2)
+        mass = tl.sum(shares, 2)
+    T, best = tl.zeros_like(m), tl.zeros_like(m).to(tl.int32)
     if STATS:
-        T = tl.sum(product(e, z - shift), 1)
+        T = tl.sum(product(e, by - shift), 2)
         # NaN is the largest, as in torch, and of equals the first is taken
-        nan = tl.min(tl.where(z != z, k[None, :], NEVER), 1)
-        best = tl.min(tl.where(z == m[:, None], k[None, :], NEVER), 1)
+        named = by_lane(tl.broadcast_to(k[None, :], z.shape), KIND)
+        nan = tl.min(tl.where(by != by, named, NEVER), 2)
+        best = tl.min(tl.where(by == m[:, :, None], named, NEVER), 2)
         best = tl.where(nan < NEVER, nan, best)
         m = tl.where(nan < NEVER, float("nan"), m)
-    return m, tl.sum(e, 1), T, distance, mass, best
+    return m, tl.sum(e, 2), T, distance, mass, best
+
+
+@triton.jit
+def added(sums, tile, STATS: tl.constexpr):
+    """The sums of what came before and of a tile, which are relative to the larger maximum."""
+    m, best = sums[0], sums[5]
+    M = tile[0]
+    S, T, distance, mass = rebased(sums, M, STATS)
+    if STATS:
+        before = (m != m) | (m == M)
+        best = tl.where(before, best, tile[5])
+        M = tl.where(m != m, m, M)
+    return M, S + tile[1], T + tile[2], distance + tile[3], mass + tile[4], best
+
+
+@triton.jit
+def row_sums(
+    input, y: Target, r, k, ignore_index, shape, numbers, STATS: tl.constexpr, KIND: tl.constexpr
+):
+    """m, S, T, distance, mass and arg-max of this program's part of each row.
+
+    With the arg-max, m is NaN if a z is.
+    """
+    wanted = r < shape[0]
+    if not KIND.SOFT:  # an ignored row may hold anything
+        label = tl.load(y.target + r, mask=wanted, other=0).to(tl.int64)
+        wanted = wanted & (label != ignore_index)
+    least = tl.full((KIND.ROWS, KIND.LANES), float("-inf"), KIND.ACC)
+    sums = tile_sums(input, y, r, k, wanted, least, shape, numbers, STATS, KIND)
+    for step in range(1, KIND.STEPS):
+        there = k + step * KIND.BLOCK
+        tile = tile_sums(input, y, r, there, wanted, sums[0], shape, numbers, STATS, KIND)
+        sums = added(sums, tile, STATS)
+    return together(sums, STATS)
 
 
 @triton.jit
@@ -147,7 +211,7 @@ def cross_entropy_whole(
     shape, numbers = multiples(n, sizes, KIND), (rest, even, z_loss, scale, cap)
     r, k, _ = place(shape[0], 1, KIND)
     STATS: tl.constexpr = out.prediction is not None
-    sums = tile_sums(input, y, r, k, ignore_index, shape, numbers, STATS, KIND)
+    sums = row_sums(input, y, r, k, ignore_index, shape, numbers, STATS, KIND)
     write(input, y, out, r, sums, shape, numbers, ignore_index, KIND)
 
 
@@ -172,7 +236,7 @@ def cross_entropy_partial(
     n = shape[0]
     r, k, chunk = place(n, chunks, KIND)
     STATS: tl.constexpr = partials.bests is not None
-    sums = tile_sums(input, y, r, k, ignore_index, shape, numbers, STATS, KIND)
+    sums = row_sums(input, y, r, k, ignore_index, shape, numbers, STATS, KIND)
     m, S, T, distance, mass, best = sums
     to = r.to(tl.int64) * chunks + chunk
     field = tl.cast(n, tl.int64) * chunks
@@ -208,28 +272,18 @@ def cross_entropy_combined(
     at, known = chunk_cells(r, n, chunks, KIND)
     field = tl.cast(n, tl.int64) * chunks
     m = tl.load(partials.sums + at, mask=known, other=float("-inf"))
-    s = tl.load(partials.sums + at + field, mask=known, other=0.0)
-    M = tl.max(m, 1)
-    down = vanishing_exp(m - M[:, None])
-    S = tl.sum(s * down, 1)
-    distance, mass = tl.zeros_like(M), tl.zeros_like(M)
+    S = tl.load(partials.sums + at + field, mask=known, other=0.0)
+    T, distance, mass = tl.zeros_like(m), tl.zeros_like(m), tl.zeros_like(m)
+    best = tl.zeros_like(m).to(tl.int32)
     if KIND.SOFT or KIND.SMOOTHING != "none":
-        masses = tl.load(partials.sums + at + 3 * field, mask=known, other=0.0)
-        moved = product(masses, M[:, None] - finite(m))
-        distances = tl.load(partials.sums + at + 2 * field, mask=known, other=0.0)
-        distance, mass = tl.sum(distances + moved, 1), tl.sum(masses, 1)
-    T, best = tl.zeros_like(M), tl.zeros_like(r)
-    if out.prediction is not None:
-        t = tl.load(partials.sums + at + 4 * field, mask=known, other=0.0)
-        T = tl.sum(product(down, t + product(s, m - M[:, None])), 1)
-        j = tl.arange(0, KIND.CHUNKS)
-        nan = tl.min(tl.where(m != m, j[None, :], NEVER), 1)
-        first = tl.min(tl.where(m == M[:, None], j[None, :], NEVER), 1)
-        chosen = j[None, :] == tl.where(nan < NEVER, nan, first)[:, None]
-        bests = tl.load(partials.bests + at, mask=known, other=0)
-        best = tl.sum(tl.where(chosen, bests, 0), 1)
+        distance = tl.load(partials.sums + at + 2 * field, mask=known, other=0.0)
+        mass = tl.load(partials.sums + at + 3 * field, mask=known, other=0.0)
+    STATS: tl.constexpr = out.prediction is not None
+    if STATS:
+        T = tl.load(partials.sums + at + 4 * field, mask=known, other=0.0)
+        best = tl.load(partials.bests + at, mask=known, other=NEVER)
+    sums = together((m, S, T, distance, mass, best), STATS)
     shape, numbers = (n, sizes[0], sizes[1], sizes[2]), (rest, even, z_loss, scale, cap)
-    sums = (M, S, T, distance, mass, best)
     write(input, y, out, r, sums, shape, numbers, ignore_index, KIND)
 
 
@@ -242,7 +296,7 @@ def cross_entropy(problem: Problem, dtype: torch.dtype | None = None) -> Found:
     found = _results(problem)._replace(loss=_rows(problem, dtype or problem.options.dtype))
     if problem.input.numel():
         out = Results(*found, None, None, record, problem.target.dim())
-        _launch(Arguments.of(problem), out)
+        _launch(Arguments.of(problem).in_steps(), out)
     elif problem.classes == 0:
         for rows, empty in zip(found, (0, 0, 0, -1, 0), strict=True):
             if rows is not None:
@@ -259,7 +313,7 @@ def reduced(
     comes in chunks, however many rows there are.
     """
     problem, record = _checked(problem)
-    args, found = Arguments.of(problem), _results(problem)
+    args, found = Arguments.of(problem).in_steps(), _results(problem)
     losses, counts = fresh(found.M, args.programs(), dtype=found.M.dtype), None
     if mean and not normalizer:
         counts = fresh(found.M, args.programs(), dtype=found.M.dtype)

@@ -59,6 +59,24 @@ def upstream(rows: Upstream, r, wanted, KIND: tl.constexpr):
     return g
 
 
+@triton.jit
+def row_mass(y: Target, shares, r, n, chunks, KIND: tl.constexpr):
+    """Σ_k ỹ_k of each row, for probabilities."""
+    if y.masses is None:
+        m = tl.sum(shares, 1)
+    else:
+        at, known = chunk_cells(r, n, chunks, KIND)
+        m = tl.sum(tl.load(y.masses + at, mask=known, other=0.0), 1)
+    return m
+
+
+@triton.jit
+def row_factor(rows: Upstream, G, m, lse, r, wanted, numbers, KIND: tl.constexpr):
+    """a of each row, 0 where it does not count: so is d where z, g and q were not read."""
+    a, _ = factors(rows, G, m, lse, r, wanted, numbers, KIND)
+    return tl.where(wanted, a, 0.0)
+
+
 @triton.jit(do_not_specialize=["n", "ignore_index", "chunks"])
 def gradient(
     input,
@@ -76,52 +94,52 @@ def gradient(
     chunks,
     KIND: tl.constexpr,
 ):
-    """The gradient of a tile; `out` may be the input. sizes[3] is the stride of `out`."""
+    """The gradient of the tiles of a program; `out`, with sizes[3] as stride, may be the input."""
     ACC: tl.constexpr = KIND.ACC
     shape, numbers = multiples(n, sizes, KIND), (rest, even, z_loss, scale, cap)
     n, classes, inner, stride = shape
-    r, k, _ = place(n, chunks, KIND)
+    r, first, _ = place(n, chunks, KIND)
     real = r < n
-    inside = real[:, None] & (k < classes)[None, :]
     wanted, t = real, r
     if not KIND.SOFT:
         _, t, ignored, bad = read_labels(y.target, r, n, classes, ignore_index)
         wanted = real & (ignored == 0)
-    at = input + cells(r, k, inner, stride)
-    if KIND.UNITS[1] > 1:  # rows side by side are read at once, ignored ones among them
-        z = tl.where(wanted[:, None], tl.load(at, mask=inside, other=0.0).to(ACC), 0.0)
-    else:
-        z = tl.load(at, mask=inside & wanted[:, None], other=0.0).to(ACC)
-    z = logits(z, numbers, KIND)
-
     G = upstream(rows, r, wanted, KIND)
     M = tl.load(rows.M + r, mask=wanted, other=0.0)
     L = tl.load(rows.L + r, mask=wanted, other=0.0)
-    shares, named = inside, G
-    if KIND.SOFT or KIND.SMOOTHING != "none":
-        shares = share(y, r, k, inside, shape, numbers, KIND)
+    named, a = G, G
     if not KIND.SOFT:
         named, m = label_mass(y, t, bad, wanted, numbers, KIND)
-    elif y.masses is None:
-        m = tl.sum(shares, 1)
-    else:
-        at, known = chunk_cells(r, n, chunks, KIND)
-        m = tl.sum(tl.load(y.masses + at, mask=known, other=0.0), 1)
-    a, _ = factors(rows, G, m, M + L, r, wanted, numbers, KIND)
-    a = tl.where(wanted, a, 0.0)  # and so is d where z, g and q were not read
-    p = vanishing_exp((z - M[:, None]) - L[:, None])
-    gy = scaled_target(shares, t, named, G, k, wanted, numbers, KIND)
-    d = chained(row_derivative(a, p, gy), z, numbers, KIND)
+        a = row_factor(rows, G, m, M + L, r, wanted, numbers, KIND)
     UNIT: tl.constexpr = KIND.UNITS[0] * KIND.UNITS[1]
-    tl.store(out + cells(r, k, inner, sizes[3] // UNIT * UNIT), stored(d, out), mask=inside)
+    out_stride = sizes[3] // UNIT * UNIT
+    for step in range(KIND.STEPS):
+        k = first + step * KIND.BLOCK
+        inside = real[:, None] & (k < classes)[None, :]
+        at = input + cells(r, k, inner, stride)
+        if KIND.UNITS[1] > 1:  # rows side by side are read at once, ignored ones among them
+            z = tl.where(wanted[:, None], tl.load(at, mask=inside, other=0.0).to(ACC), 0.0)
+        else:
+            z = tl.load(at, mask=inside & wanted[:, None], other=0.0).to(ACC)
+        z = logits(z, numbers, KIND)
+        shares = inside
+        if KIND.SOFT or KIND.SMOOTHING != "none":
+            shares = share(y, r, k, inside, shape, numbers, KIND)
+        if KIND.SOFT:
+            m = row_mass(y, shares, r, n, chunks, KIND)
+            a = row_factor(rows, G, m, M + L, r, wanted, numbers, KIND)
+        p = vanishing_exp((z - M[:, None]) - L[:, None])
+        gy = scaled_target(shares, t, named, G, k, wanted, numbers, KIND)
+        d = chained(row_derivative(a, p, gy), z, numbers, KIND)
+        tl.store(out + cells(r, k, inner, out_stride), stored(d, out), mask=inside)
 
 
 def _launch(args: Arguments, rows: Rows, divisor: Tensor | None, out: View) -> None:
     g, q, M, L, _ = rows
     x, t, y, kind = args.input, args.tiles, args.targets(mean_weight=True), args.kind
     if not kind.SOFT:  # of labels the sum of ỹ is known
-        t = elementwise_tiles(t, x.classes, x.inner)
-        kind = args.kind_for(t)
+        t = elementwise_tiles(t, x.classes, x.inner, args.dtype, x.vector)
+        kind = args.kind.of_tiles(t)
     if x.tensor.numel() == 0:
         return
     programs = t.programs(x.rows)

@@ -173,7 +173,7 @@ def cross_entropy_hvp_(problem: Problem, u: Tensor, rows: Rows) -> tuple[Tensor,
     args = Arguments.of(problem)
     x, n = args.input, args.input.rows
     t = tiles(x.classes, 1, M.dtype, tensors=3)
-    kind, programs = args.kind_for(t), t.programs(n)
+    kind, programs = args.kind.of_tiles(t), t.programs(n)
     statistics = M.contiguous(), L.contiguous()
     upstream = Upstream(g.contiguous(), None if q is None else q.contiguous(), *statistics)
     numbers = (n, x.sizes, args.ignore_index, *args.numbers[:3])

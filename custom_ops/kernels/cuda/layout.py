@@ -30,6 +30,12 @@ class View(NamedTuple):
         return self.outer * self.inner
 
     @property
+    def vector(self) -> int:
+        """How many numbers can be read at once: what lies side by side in 16 bytes."""
+        classes, rows, _ = units(self.rows, *self.sizes)
+        return min(16 // self.tensor.element_size(), classes * rows)
+
+    @property
     def sizes(self) -> tuple[int, int, int]:
         """Classes, inner, stride: what a kernel takes beside the rows."""
         return self.classes, self.inner, self.stride

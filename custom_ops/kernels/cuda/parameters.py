@@ -29,11 +29,20 @@ class Kind(NamedTuple):
     ROWS: int  #: of a tile
     BLOCK: int  #: classes of a tile
     UNITS: tuple[int, int, bool]  #: see `layout.units`
-    CHUNKS: int  #: tiles a row, rounded up to a power of two
+    CHUNKS: int  #: programs a row, rounded up to a power of two
+    STEPS: int  #: tiles that a program takes one after the other
+    LANES: int  #: parts of a tile's row whose sums are kept apart
     SOFT: bool = False  #: the target holds probabilities
     SMOOTHING: str = "none"  #: or "some", or "all" (ε = 1)
     LOGITS: str = "identity"  #: see `logits`
     Z_LOSS: bool = False  #: λ is not 0
+
+    def of_tiles(self, t: Tiles) -> Kind:
+        """Return what is compiled for other tiles."""
+        chunks = power_of_two(t.chunks)
+        return self._replace(
+            ROWS=t.rows, BLOCK=t.classes, CHUNKS=chunks, STEPS=t.steps, LANES=t.lanes
+        )
 
 
 def tile_of(x: View, t: Tiles, dtype: torch.dtype) -> Kind:
@@ -43,7 +52,8 @@ def tile_of(x: View, t: Tiles, dtype: torch.dtype) -> Kind:
 
 @lru_cache(maxsize=1024)
 def _tile_of(t: Tiles, dtype: torch.dtype, units: tuple[int, int, bool]) -> Kind:
-    return Kind(ACCUMULATORS[dtype], t.rows, t.classes, units, power_of_two(t.chunks))
+    kind = Kind(ACCUMULATORS[dtype], 0, 0, units, 0, 0, 0)
+    return kind.of_tiles(t)
 
 
 class Target(NamedTuple):

@@ -25,11 +25,11 @@ def multiples(rows, sizes, KIND: tl.constexpr):
 
 @triton.jit
 def place(rows, chunks, KIND: tl.constexpr):
-    """The rows and the classes of this program's tile, and its chunk; the last may overhang."""
+    """The rows and the classes of this program's first tile, and its chunk; both may overhang."""
     program = tl.program_id(0)
     chunk = program % chunks
     r = (program // chunks).to(rows.dtype) * KIND.ROWS + tl.arange(0, KIND.ROWS)
-    return r, chunk * KIND.BLOCK + tl.arange(0, KIND.BLOCK), chunk
+    return r, chunk * (KIND.BLOCK * KIND.STEPS) + tl.arange(0, KIND.BLOCK), chunk
 
 
 @triton.jit

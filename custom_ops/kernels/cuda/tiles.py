@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["Tiles", "ceil_div", "elementwise_tiles", "power_of_two", "tiles"]
+__all__ = ["Tiles", "ceil_div", "elementwise_tiles", "power_of_two", "stepped_tiles", "tiles"]
 
 WHOLE = 32768  # the longest row in one tile: 32 numbers a thread in as many warps as there are
 CHUNK = 8192  # of a longer row
@@ -26,6 +26,8 @@ SHORT = 128  # a row that one warp has to itself, with no other to wait for: the
 SHARERS = 4  # as many at least, and a small batch is done sooner
 NARROWEST = 128  # classes side by side, which a warp reads at once
 NARROWEST_SLICE = 8  # classes of rows that lie side by side: each tile reads their M and L
+SEVERAL = 4  # warps that take rows side by side, each of their threads its own
+MOST_CLASSES = 8  # that a thread has of such a row at once
 
 
 class Tiles(NamedTuple):
@@ -35,6 +37,8 @@ class Tiles(NamedTuple):
     classes: int
     chunks: int
     warps: int
+    steps: int = 1  #: tiles that a program takes one after the other
+    lanes: int = 1  #: parts of a tile's row whose sums are kept apart until the last step
 
     def programs(self, rows: int) -> int:
         """How many tiles cover `rows` rows."""
@@ -44,11 +48,9 @@ class Tiles(NamedTuple):
 def tiles(classes: int, inner: int, dtype: torch.dtype, tensors: int) -> Tiles:
     """Return the tiles for a computation in `dtype` that holds a tile of each of `tensors`.
 
-    float64 takes a quarter as many numbers: with half as many its exponential spills registers. So
-    do three tensors with as many as two.
+    Three tensors with as many numbers as two spill registers.
     """
-    narrow = 4 if dtype == torch.float64 else 1
-    share = narrow * (2 if tensors > 2 else 1)
+    share = narrow(dtype) * (2 if tensors > 2 else 1)
     whole, chunk = power_of_two(classes), CHUNK // share
     if inner == 1:
         if whole <= WHOLE // share // tensors:
@@ -60,28 +62,64 @@ def tiles(classes: int, inner: int, dtype: torch.dtype, tensors: int) -> Tiles:
     else:
         rows, block = SLICE, chunk // SLICE
     least = SHARERS if whole <= SHORT else 1
-    warps = min(max(rows * block * narrow // PER_WARP, least), 32)
+    warps = min(max(rows * block * narrow(dtype) // PER_WARP, least), 32)
     return Tiles(rows, block, ceil_div(classes, block), warps)
 
 
-def elementwise_tiles(t: Tiles, classes: int, inner: int) -> Tiles:
-    """Return tiles for what needs no row whole, narrower than t where an eighth would be idle.
+def stepped_tiles(t: Tiles, classes: int, inner: int, dtype: torch.dtype, vector: int) -> Tiles:
+    """Return tiles for what needs no row whole: sums that are added up over a row's parts.
+
+    `vector` is how many numbers are read at once. One warp, or two, take a row: its lanes add up
+    what they have seen and put it together once, at the end, and no power of two leaves half of a
+    tile idle. Of rows side by side every thread takes its own, and none waits for another. What is
+    taken at once was chosen by the instructions that it takes a logit.
+    """
+    if t.chunks > 1 or (inner == 1 and t.classes <= SHORT):
+        return t
+    numbers = PER_WARP // narrow(dtype)
+    if inner > 1:
+        return side_by_side(t, classes, vector, numbers // 32)
+    block = min(t.classes, numbers)
+    steps, warps = ceil_div(classes, block), 1 if t.classes <= 2 * numbers else 2
+    return Tiles(numbers // block, block, 1, warps, steps, block // vector if steps > 1 else 1)
+
+
+def side_by_side(t: Tiles, classes: int, vector: int, numbers: int) -> Tiles:
+    """Return tiles for rows side by side, of which a thread has so many numbers at once."""
+    most = max(1, min(MOST_CLASSES, numbers // vector, t.classes))
+    block = tight(most, 1, classes)
+    return Tiles(32 * SEVERAL * vector, block, 1, SEVERAL, ceil_div(classes, block))
+
+
+def elementwise_tiles(t: Tiles, classes: int, inner: int, dtype: torch.dtype, vector: int) -> Tiles:
+    """Return tiles for what needs no sum of a row, narrower where an eighth of t would be idle."""
+    if inner > 1 and t.chunks == 1:
+        return side_by_side(t, classes, vector, PER_WARP // narrow(dtype) // 64)
+    block = tight(t.classes, NARROWEST if inner == 1 else NARROWEST_SLICE, classes)
+    return t._replace(
+        rows=t.rows * (t.classes // block), classes=block, chunks=ceil_div(classes, block)
+    )
+
+
+def tight(widest: int, least: int, classes: int) -> int:
+    """Return the width of a tile in classes.
 
     A power of two just above the classes leaves up to half of a tile to classes that are not there.
     The widest that leaves an eighth or less is taken, or else the widest of those that leave least.
     """
 
     def idle(block: int) -> int:
-        return max(ceil_div(classes, block) * block - classes, classes // 8)
+        return max(ceil_div(classes, block) * block - classes, ceil_div(classes, 8))
 
-    least = NARROWEST if inner == 1 else NARROWEST_SLICE
-    blocks = [t.classes]
+    blocks = [widest]
     while blocks[-1] >= 2 * least:
         blocks.append(blocks[-1] // 2)
-    block = min(blocks, key=idle)
-    return t._replace(
-        rows=t.rows * (t.classes // block), classes=block, chunks=ceil_div(classes, block)
-    )
+    return min(blocks, key=idle)
+
+
+def narrow(dtype: torch.dtype) -> int:
+    """By what a tile is smaller in this type: with half as many float64 its exponential spills."""
+    return 4 if dtype == torch.float64 else 1
 
 
 def ceil_div(a: int, b: int) -> int:
