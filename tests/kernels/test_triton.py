@@ -32,7 +32,10 @@ SHAPES = {
     "a thousand": ((3, 1000), 1),
     "a power of two": ((2, 1024), 1),
     "one more": ((2, 1025), 1),
+    "two steps": ((3, 1500), 1),
+    "several steps": ((2, 4200), 1),
     "chunks": ((2, 20_000), 1),
+    "between two vectors": ((5, 16_389), 1),
     "classes in the middle": ((2, 7, 3, 5), 1),
     "classes in the middle, in chunks": ((2, 300, 5), 1),
     "rows side by side": ((2, 7, 4, 6), 1),
@@ -43,7 +46,8 @@ SHAPES = {
     "no class": ((3, 0), 1),
     "no pixel": ((2, 4, 0), 1),
 }
-PATHS = ("ten classes", "chunks", "classes in the middle, in chunks")
+PATHS = ("ten classes", "several steps", "chunks", "between two vectors")
+PATHS += ("rows side by side", "classes in the middle, in chunks")
 
 
 @pytest.fixture(autouse=True)
@@ -352,6 +356,27 @@ def test_a_rows_neighbours_in_memory_are_not_written():
     cuda.kernels.cross_entropy_vjp_(Problem(x, target, None, o), Rows(M, None, M, L))
     assert torch.equal(whole[:, 9:], before[:, 9:])
     assert not torch.equal(whole[:, :9], before[:, :9])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("classes", [16_385, 16_390, 20_475])
+def test_of_rows_that_begin_between_two_vectors_every_number_is_written_once(classes, dtype):
+    """Whole vectors and a row's ends: beside the rows before and behind, which stay as they are."""
+    rows, edge = 19, 3  # of every remainder of a vector of eight
+    memory = torch.randn((rows + 2) * classes).to(dtype)
+    before, o = memory.clone(), options("plain", 1, dtype)
+    x = memory[classes:-classes].view(rows, classes)
+    x[edge, -1] = NAN  # which the next row's first vector has in it
+    target = torch.randint(classes, (rows,))
+    _, M, L, *_ = eager.cross_entropy(Problem(x, target, None, o))
+    problem, given = Problem(x, target, None, o), Rows(torch.ones_like(M), None, M, L)
+    want = eager.cross_entropy_vjp(problem, given)
+    assert want.isnan().any(1).nonzero().flatten().tolist() == [edge]
+    assert_close(cuda.kernels.cross_entropy_vjp(problem, given), want)
+    cuda.kernels.cross_entropy_vjp_(problem, given)
+    assert_close(x, want)
+    assert torch.equal(memory[:classes], before[:classes])
+    assert torch.equal(memory[-classes:], before[-classes:])
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -34,22 +33,27 @@ class Arguments(NamedTuple):
         """Lay the tensors out, and choose what is compiled."""
         input, target, weight, o = problem
         x = view(input, o.dim)
-        numbers, t = _compiled_for(x.classes, x.inner, o)
+        t = tiles(x.classes, x.inner, o.dtype, tensors=2)
         return Arguments(
             x,
             view_like(x, target, o.dim).tensor if problem.soft else target.contiguous(),
             None if weight is None else weight.contiguous(),
             o.ignore_index,
-            numbers,
+            _numbers(x.classes, o),
             o.dtype,
             tile_of(x, t, o.dtype)._replace(**_kind_of(o, problem.soft)),
             t,
         )
 
+    @property
+    def extent(self) -> tuple[int, int, torch.dtype, int]:
+        """What else tiles are chosen by: classes, inner, dtype, and the numbers read at once."""
+        x = self.input
+        return x.classes, x.inner, self.dtype, x.vector
+
     def in_steps(self) -> Arguments:
         """Return the same for sums over the classes, which a program takes step by step."""
-        x, dtype = self.input, self.dtype
-        t = stepped_tiles(self.tiles, x.classes, x.inner, dtype, x.vector)
+        t = stepped_tiles(self.tiles, *self.extent)
         return self._replace(tiles=t, kind=self.kind.of_tiles(t))
 
     @property
@@ -70,13 +74,11 @@ class Arguments(NamedTuple):
         return Target(self.values, w, mean)
 
 
-@lru_cache(maxsize=256)
-def _compiled_for(classes: int, inner: int, o: Options) -> tuple[tuple[float, ...], Tiles]:
-    """The numbers, and the tiles."""
+def _numbers(classes: int, o: Options) -> tuple[float, ...]:
+    """What the options are to a kernel."""
     ε, α, cap = o.label_smoothing, o.logit_scale, o.softcap
     scale, cap = (α, 0.0) if cap is None else (α / cap, cap)
-    numbers = (1 - ε, ε / max(classes, 1), o.z_loss, scale, cap)
-    return numbers, tiles(classes, inner, o.dtype, tensors=2)
+    return 1 - ε, ε / max(classes, 1), o.z_loss, scale, cap
 
 
 def _kind_of(o: Options, soft: bool) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from custom_ops.kernels.cuda.arithmetic import vanishing_exp
 from custom_ops.kernels.cuda.launch import fresh, launch, on_device
 from custom_ops.kernels.cuda.layout import fresh_like, unview, view, view_like
 from custom_ops.kernels.cuda.parameters import tile_of
-from custom_ops.kernels.cuda.rows import cells, chunk_cells, dense, multiples, place
+from custom_ops.kernels.cuda.rows import chunk_cells, dense, multiples, place
+from custom_ops.kernels.cuda.tile import across, located, read, write
 from custom_ops.kernels.cuda.tiles import tiles
 from custom_ops.kernels.problem import statistics_dtype
 
@@ -41,13 +42,13 @@ def mapped(p, v, total, MAP: tl.constexpr):
 
 
 @triton.jit
-def read(p, v, r, k, shape, KIND: tl.constexpr):
-    """The tiles, 0 in the padding, which adds nothing to the sum; the padding, and where v lies."""
-    rows, classes, inner, stride = shape
-    inside = (r < rows)[:, None] & (k < classes)[None, :]
-    a = tl.load(p + cells(r, k, inner, stride), mask=inside, other=0.0).to(KIND.ACC)
-    at = cells(r, k, inner, dense(classes, inner))
-    return a, tl.load(v + at, mask=inside, other=0.0).to(KIND.ACC), inside, at
+def pair(p, v, r, first, shape, KIND: tl.constexpr):
+    """The tiles, 0 in the padding, which adds nothing to a sum; and where v and the result lie."""
+    rows, classes, inner, _ = shape
+    tile = located(r, first, shape, KIND)
+    to = across(tile, r, inner, dense(classes, inner), KIND)
+    a = read(p, tile, r < rows, 0.0, KIND).to(KIND.ACC)
+    return a, read(v, to, r < rows, 0.0, KIND).to(KIND.ACC), to
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -55,10 +56,10 @@ def map_whole(p, v, out, rows, sizes, MAP: tl.constexpr, KIND: tl.constexpr):
     """Rows that fit in a tile."""
     shape = multiples(rows, sizes, KIND)
     rows = shape[0]
-    r, k, _ = place(rows, 1, KIND)
-    a, b, inside, at = read(p, v, r, k, shape, KIND)
+    r, first, _ = place(rows, 1, KIND)
+    a, b, to = pair(p, v, r, first, shape, KIND)
     total = tl.sum(terms(a, b, MAP), 1)
-    tl.store(out + at, mapped(a, b, total[:, None], MAP), mask=inside)
+    write(out, to, r < rows, mapped(a, b, total[:, None], MAP), KIND)
 
 
 @triton.jit(do_not_specialize=["rows", "chunks"])
@@ -66,8 +67,8 @@ def map_partial(p, v, partials, rows, sizes, chunks, MAP: tl.constexpr, KIND: tl
     """The sum of each chunk: partials[r, chunk]."""
     shape = multiples(rows, sizes, KIND)
     rows = shape[0]
-    r, k, chunk = place(rows, chunks, KIND)
-    a, b, _, _ = read(p, v, r, k, shape, KIND)
+    r, first, chunk = place(rows, chunks, KIND)
+    a, b, _ = pair(p, v, r, first, shape, KIND)
     total = tl.sum(terms(a, b, MAP), 1)
     tl.store(partials + r.to(tl.int64) * chunks + chunk, total, mask=r < rows)
 
@@ -77,11 +78,11 @@ def map_chunks(p, v, out, partials, rows, sizes, chunks, MAP: tl.constexpr, KIND
     """The results of a chunk, from the sums of all chunks of its row."""
     shape = multiples(rows, sizes, KIND)
     rows = shape[0]
-    r, k, _ = place(rows, chunks, KIND)
+    r, first, _ = place(rows, chunks, KIND)
     at, known = chunk_cells(r, rows, chunks, KIND)
     total = tl.sum(tl.load(partials + at, mask=known, other=0.0), 1)
-    a, b, inside, at = read(p, v, r, k, shape, KIND)
-    tl.store(out + at, mapped(a, b, total[:, None], MAP), mask=inside)
+    a, b, to = pair(p, v, r, first, shape, KIND)
+    write(out, to, r < rows, mapped(a, b, total[:, None], MAP), KIND)
 
 
 def _launch(p: Tensor, v: Tensor, dim: int, name: str) -> Tensor:

@@ -18,9 +18,10 @@ from custom_ops.kernels.cuda.launch import fresh, launch, on_device
 from custom_ops.kernels.cuda.layout import View, fresh_like, unview, view
 from custom_ops.kernels.cuda.logits import chained, logits
 from custom_ops.kernels.cuda.parameters import Target, Upstream
-from custom_ops.kernels.cuda.rows import cells, chunk_cells, multiples, place
+from custom_ops.kernels.cuda.rows import chunk_cells, multiples, place
 from custom_ops.kernels.cuda.targets import label_mass, scaled_target, share
-from custom_ops.kernels.cuda.tiles import elementwise_tiles
+from custom_ops.kernels.cuda.tile import across, located, read, write
+from custom_ops.kernels.cuda.tiles import edged_tiles, elementwise_tiles
 from custom_ops.kernels.problem import Problem, Rows
 
 __all__ = ["cross_entropy_vjp", "cross_entropy_vjp_", "cross_entropy_vjp_out"]
@@ -38,9 +39,10 @@ def mass_partial(
     KIND: tl.constexpr,
 ):
     """Σ ỹ_k of each chunk, for probabilities: masses[r, chunk]."""
-    r, k, chunk = place(n, chunks, KIND)
-    inside = (r < n)[:, None] & (k < sizes[0])[None, :]
     shape = multiples(n, sizes, KIND)
+    r, first, chunk = place(n, chunks, KIND)
+    k, _, there, _, _ = located(r, first, shape, KIND)
+    inside = (r < shape[0])[:, None] & there
     shares = share(y, r, k, inside, shape, (rest, even, 0.0, 0.0, 0.0), KIND)
     tl.store(masses + r.to(tl.int64) * chunks + chunk, tl.sum(shares, 1), mask=r < shape[0])
 
@@ -77,6 +79,35 @@ def row_factor(rows: Upstream, G, m, lse, r, wanted, numbers, KIND: tl.constexpr
     return tl.where(wanted, a, 0.0)
 
 
+@triton.jit
+def gradient_tile(
+    input, y: Target, rows: Upstream, to, r, tile, known, chunks, shape, numbers, KIND: tl.constexpr
+):
+    """The gradient of a tile, from what is known of its rows."""
+    ACC: tl.constexpr = KIND.ACC
+    n, _, inner, _ = shape
+    real, k = r < n, tile[0]
+    inside = real[:, None] & tile[2]
+    wanted, t, named, G, M, L, a = known
+    if KIND.UNITS[1] > 1:  # rows side by side are read at once, ignored ones among them
+        z = read(input, tile, real, 0.0, KIND).to(ACC)
+        z = tl.where(wanted[:, None], z, 0.0)
+    else:
+        z = read(input, tile, wanted, 0.0, KIND).to(ACC)
+    z = logits(z, numbers, KIND)
+    shares = inside
+    if KIND.SOFT or KIND.SMOOTHING != "none":
+        shares = share(y, r, k, inside, shape, numbers, KIND)
+    if KIND.SOFT:
+        m = row_mass(y, shares, r, n, chunks, KIND)
+        a = row_factor(rows, G, m, M + L, r, wanted, numbers, KIND)
+    p = vanishing_exp((z - M[:, None]) - L[:, None])
+    gy = scaled_target(shares, t, named, G, k, wanted, numbers, KIND)
+    d = chained(row_derivative(a, p, gy), z, numbers, KIND)
+    out, out_stride = to
+    write(out, across(tile, r, inner, out_stride, KIND), real, stored(d, out), KIND)
+
+
 @triton.jit(do_not_specialize=["n", "ignore_index", "chunks"])
 def gradient(
     input,
@@ -95,15 +126,13 @@ def gradient(
     KIND: tl.constexpr,
 ):
     """The gradient of the tiles of a program; `out`, with sizes[3] as stride, may be the input."""
-    ACC: tl.constexpr = KIND.ACC
     shape, numbers = multiples(n, sizes, KIND), (rest, even, z_loss, scale, cap)
-    n, classes, inner, stride = shape
+    n, classes, _, _ = shape
     r, first, _ = place(n, chunks, KIND)
-    real = r < n
-    wanted, t = real, r
+    wanted, t = r < n, r
     if not KIND.SOFT:
         _, t, ignored, bad = read_labels(y.target, r, n, classes, ignore_index)
-        wanted = real & (ignored == 0)
+        wanted = wanted & (ignored == 0)
     G = upstream(rows, r, wanted, KIND)
     M = tl.load(rows.M + r, mask=wanted, other=0.0)
     L = tl.load(rows.L + r, mask=wanted, other=0.0)
@@ -112,34 +141,20 @@ def gradient(
         named, m = label_mass(y, t, bad, wanted, numbers, KIND)
         a = row_factor(rows, G, m, M + L, r, wanted, numbers, KIND)
     UNIT: tl.constexpr = KIND.UNITS[0] * KIND.UNITS[1]
-    out_stride = sizes[3] // UNIT * UNIT
+    to = (out, sizes[3] // UNIT * UNIT)
+    known = (wanted, t, named, G, M, L, a)
     for step in range(KIND.STEPS):
-        k = first + step * KIND.BLOCK
-        inside = real[:, None] & (k < classes)[None, :]
-        at = input + cells(r, k, inner, stride)
-        if KIND.UNITS[1] > 1:  # rows side by side are read at once, ignored ones among them
-            z = tl.where(wanted[:, None], tl.load(at, mask=inside, other=0.0).to(ACC), 0.0)
-        else:
-            z = tl.load(at, mask=inside & wanted[:, None], other=0.0).to(ACC)
-        z = logits(z, numbers, KIND)
-        shares = inside
-        if KIND.SOFT or KIND.SMOOTHING != "none":
-            shares = share(y, r, k, inside, shape, numbers, KIND)
-        if KIND.SOFT:
-            m = row_mass(y, shares, r, n, chunks, KIND)
-            a = row_factor(rows, G, m, M + L, r, wanted, numbers, KIND)
-        p = vanishing_exp((z - M[:, None]) - L[:, None])
-        gy = scaled_target(shares, t, named, G, k, wanted, numbers, KIND)
-        d = chained(row_derivative(a, p, gy), z, numbers, KIND)
-        tl.store(out + cells(r, k, inner, out_stride), stored(d, out), mask=inside)
+        tile = located(r, first + step * KIND.BLOCK, shape, KIND)
+        gradient_tile(input, y, rows, to, r, tile, known, chunks, shape, numbers, KIND)
 
 
 def _launch(args: Arguments, rows: Rows, divisor: Tensor | None, out: View) -> None:
     g, q, M, L, _ = rows
     x, t, y, kind = args.input, args.tiles, args.targets(mean_weight=True), args.kind
     if not kind.SOFT:  # of labels the sum of ỹ is known
-        t = elementwise_tiles(t, x.classes, x.inner, args.dtype, x.vector)
-        kind = args.kind.of_tiles(t)
+        edge = x.edge if out.stride == x.stride else 0
+        t = edged_tiles(x.classes, args.dtype, edge) if edge else elementwise_tiles(t, *args.extent)
+        kind = kind.of_tiles(t)._replace(EDGE=edge)
     if x.tensor.numel() == 0:
         return
     programs = t.programs(x.rows)

@@ -13,13 +13,14 @@ import triton.language as tl
 from torch import Tensor
 
 from custom_ops.kernels.cuda.arguments import Arguments
-from custom_ops.kernels.cuda.arithmetic import product, scalar, vanishing_exp
+from custom_ops.kernels.cuda.arithmetic import product, scalar, stored, vanishing_exp
 from custom_ops.kernels.cuda.derivative import factors, row_derivative
 from custom_ops.kernels.cuda.labels import read_labels
 from custom_ops.kernels.cuda.launch import launch, on_device
 from custom_ops.kernels.cuda.parameters import Target, Upstream
-from custom_ops.kernels.cuda.rows import cells, chunk_cells, multiples, place
+from custom_ops.kernels.cuda.rows import chunk_cells, multiples, place
 from custom_ops.kernels.cuda.targets import label_mass, scaled_target, share
+from custom_ops.kernels.cuda.tile import located, read, write
 from custom_ops.kernels.cuda.tiles import tiles
 from custom_ops.kernels.problem import Problem, Rows
 
@@ -27,19 +28,22 @@ __all__ = ["cross_entropy_hvp_"]
 
 
 @triton.jit
-def read(z, u, y: Target, rows: Upstream, r, k, shape, ignore_index, numbers, KIND: tl.constexpr):
+def taken(
+    z, u, y: Target, rows: Upstream, r, tile, shape, ignore_index, numbers, KIND: tl.constexpr
+):
     """p, u and ỹ of a tile, 0 where nothing counts; of its rows lse, m, and whether they count.
 
     m is Σ_k ỹ_k of the whole row for labels, and of the tile for probabilities.
     """
-    n, classes, inner, stride = shape
+    n, classes, _, _ = shape
     ACC: tl.constexpr = KIND.ACC
+    k, _, there, _, _ = tile
     one = tl.full((KIND.ROWS,), 1.0, ACC)
     wanted, t, named = r < n, r, one
     if not KIND.SOFT:
         _, t, ignored, bad = read_labels(y.target, r, n, classes, ignore_index)
         wanted = wanted & (ignored == 0)
-    inside = wanted[:, None] & (k < classes)[None, :]
+    inside = wanted[:, None] & there
     shares = inside
     if KIND.SOFT or KIND.SMOOTHING != "none":
         shares = share(y, r, k, inside, shape, numbers, KIND)
@@ -48,34 +52,29 @@ def read(z, u, y: Target, rows: Upstream, r, k, shape, ignore_index, numbers, KI
     else:
         named, m = label_mass(y, t, bad, wanted, numbers, KIND)
     Y = scaled_target(shares, t, named, one, k, wanted, numbers, KIND)
-    at = cells(r, k, inner, stride)
     M = tl.load(rows.M + r, mask=wanted, other=0.0)
     L = tl.load(rows.L + r, mask=wanted, other=0.0)
-    x = tl.load(z + at, mask=inside, other=0.0).to(ACC)
+    x = read(z, tile, wanted, 0.0, KIND).to(ACC)
     p = tl.where(inside, vanishing_exp((x - M[:, None]) - L[:, None]), 0.0)
-    return p, tl.load(u + at, mask=inside, other=0.0).to(ACC), Y, M + L, m, wanted
+    return p, read(u, tile, wanted, 0.0, KIND).to(ACC), Y, M + L, m, wanted
 
 
 @triton.jit
-def write(z, u, d, rows: Upstream, r, k, first, tile, sums, shape, numbers, KIND: tl.constexpr):
+def replaced(z, u, d, rows: Upstream, r, tile, head, known, sums, n, numbers, KIND: tl.constexpr):
     """dz and H u of a tile; the first program of a row also writes d = (d_g, d_q)."""
-    n, classes, inner, stride = shape
     ACC: tl.constexpr = KIND.ACC
-    p, v, Y, lse, wanted = tile
+    p, v, Y, lse, wanted = known
     p_u, y_u, m = sums
     G = tl.load(rows.g + r, mask=wanted, other=0.0).to(ACC)
     a, c = factors(rows, G, m, lse, r, wanted, numbers, KIND)
     change = a[:, None] * (v - p_u[:, None])
     if KIND.Z_LOSS:
         change += (2.0 * scalar(numbers[2], ACC) * G * p_u)[:, None]
-    real = r < n
-    inside = real[:, None] & (k < classes)[None, :]
-    at = cells(r, k, inner, stride)
     dz = row_derivative(a, p, G[:, None] * Y)
-    tl.store(z + at, tl.where(wanted[:, None], dz, 0.0), mask=inside)
-    tl.store(u + at, tl.where(wanted[:, None], p * change, 0.0), mask=inside)
-    tl.store(d[0] + r, tl.where(wanted, c * p_u - y_u, 0.0), mask=real & first)
-    tl.store(d[1] + r, tl.where(wanted, p_u, 0.0), mask=real & first)
+    write(z, tile, r < n, stored(tl.where(wanted[:, None], dz, 0.0), z), KIND)
+    write(u, tile, r < n, stored(tl.where(wanted[:, None], p * change, 0.0), u), KIND)
+    tl.store(d[0] + r, tl.where(wanted, c * p_u - y_u, 0.0), mask=(r < n) & head)
+    tl.store(d[1] + r, tl.where(wanted, p_u, 0.0), mask=(r < n) & head)
 
 
 @triton.jit(do_not_specialize=["n", "ignore_index"])
@@ -95,10 +94,11 @@ def hessian_whole(
 ):
     """Rows that fit in a tile."""
     shape, numbers = multiples(n, sizes, KIND), (rest, even, z_loss, 1.0, 0.0)
-    r, k, _ = place(shape[0], 1, KIND)
-    p, v, Y, lse, m, wanted = read(z, u, y, rows, r, k, shape, ignore_index, numbers, KIND)
-    sums = (tl.sum(p * v, 1), tl.sum(product(Y, v), 1), m)
-    write(z, u, d, rows, r, k, True, (p, v, Y, lse, wanted), sums, shape, numbers, KIND)
+    r, first, _ = place(shape[0], 1, KIND)
+    tile = located(r, first, shape, KIND)
+    p, v, Y, lse, m, wanted = taken(z, u, y, rows, r, tile, shape, ignore_index, numbers, KIND)
+    known, sums = (p, v, Y, lse, wanted), (tl.sum(p * v, 1), tl.sum(product(Y, v), 1), m)
+    replaced(z, u, d, rows, r, tile, True, known, sums, shape[0], numbers, KIND)
 
 
 @triton.jit(do_not_specialize=["n", "ignore_index", "chunks"])
@@ -120,8 +120,9 @@ def hessian_partial(
     """⟨p, u⟩, ⟨ỹ, u⟩ and, for probabilities, Σ ỹ of each chunk: partials[0 … 2, r, chunk]."""
     shape, numbers = multiples(n, sizes, KIND), (rest, even, z_loss, 1.0, 0.0)
     n = shape[0]
-    r, k, chunk = place(n, chunks, KIND)
-    p, v, Y, _, m, _ = read(z, u, y, rows, r, k, shape, ignore_index, numbers, KIND)
+    r, first, chunk = place(n, chunks, KIND)
+    tile = located(r, first, shape, KIND)
+    p, v, Y, _, m, _ = taken(z, u, y, rows, r, tile, shape, ignore_index, numbers, KIND)
     to = partials + (r.to(tl.int64) * chunks + chunk)
     field = tl.cast(n, tl.int64) * chunks
     tl.store(to, tl.sum(p * v, 1), mask=r < n)
@@ -150,16 +151,17 @@ def hessian_chunks(
     """The results of a chunk, from the sums of all chunks of its row."""
     shape, numbers = multiples(n, sizes, KIND), (rest, even, z_loss, 1.0, 0.0)
     n = shape[0]
-    r, k, chunk = place(n, chunks, KIND)
-    p, v, Y, lse, m, wanted = read(z, u, y, rows, r, k, shape, ignore_index, numbers, KIND)
+    r, first, chunk = place(n, chunks, KIND)
+    tile = located(r, first, shape, KIND)
+    p, v, Y, lse, m, wanted = taken(z, u, y, rows, r, tile, shape, ignore_index, numbers, KIND)
     at, known = chunk_cells(r, n, chunks, KIND)
     field = tl.cast(n, tl.int64) * chunks
     p_u = tl.sum(tl.load(partials + at, mask=known, other=0.0), 1)
     y_u = tl.sum(tl.load(partials + at + field, mask=known, other=0.0), 1)
     if KIND.SOFT:
         m = tl.sum(tl.load(partials + at + 2 * field, mask=known, other=0.0), 1)
-    tile, sums = (p, v, Y, lse, wanted), (p_u, y_u, m)
-    write(z, u, d, rows, r, k, chunk == 0, tile, sums, shape, numbers, KIND)
+    known, sums = (p, v, Y, lse, wanted), (p_u, y_u, m)
+    replaced(z, u, d, rows, r, tile, chunk == 0, known, sums, n, numbers, KIND)
 
 
 def cross_entropy_hvp_(problem: Problem, u: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:

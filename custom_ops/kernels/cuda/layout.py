@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from custom_ops.kernels.cuda.launch import fresh
+from custom_ops.kernels.cuda.tiles import LONG
 
 __all__ = ["View", "fresh_like", "units", "unview", "view", "view_like"]
+
+VECTOR = 16  # bytes that are read at once
 
 
 class View(NamedTuple):
@@ -31,9 +34,16 @@ class View(NamedTuple):
 
     @property
     def vector(self) -> int:
-        """How many numbers can be read at once: what lies side by side in 16 bytes."""
+        """How many numbers can be read at once, of the 16 bytes that a thread can."""
         classes, rows, _ = units(self.rows, *self.sizes)
-        return min(16 // self.tensor.element_size(), classes * rows)
+        return min(VECTOR // self.tensor.element_size(), classes * rows)
+
+    @property
+    def edge(self) -> int:
+        """How many numbers a vector of memory has, where long rows begin between two; else 0."""
+        numbers = VECTOR // self.tensor.element_size()
+        dense = self.inner == 1 and self.stride == self.classes > LONG
+        return numbers if dense and self.classes % numbers else 0
 
     @property
     def sizes(self) -> tuple[int, int, int]:

@@ -32,6 +32,7 @@ class Kind(NamedTuple):
     CHUNKS: int  #: programs a row, rounded up to a power of two
     STEPS: int  #: tiles that a program takes one after the other
     LANES: int  #: parts of a tile's row whose sums are kept apart
+    EDGE: int = 0  #: numbers of a vector, where rows begin between two (`layout.View.edge`)
     SOFT: bool = False  #: the target holds probabilities
     SMOOTHING: str = "none"  #: or "some", or "all" (ε = 1)
     LOGITS: str = "identity"  #: see `logits`
@@ -41,7 +42,11 @@ class Kind(NamedTuple):
         """Return what is compiled for other tiles."""
         chunks = power_of_two(t.chunks)
         return self._replace(
-            ROWS=t.rows, BLOCK=t.classes, CHUNKS=chunks, STEPS=t.steps, LANES=t.lanes
+            ROWS=t.rows,
+            BLOCK=t.classes,
+            CHUNKS=chunks,
+            STEPS=t.steps,
+            LANES=t.lanes,
         )
 
 
@@ -52,8 +57,7 @@ def tile_of(x: View, t: Tiles, dtype: torch.dtype) -> Kind:
 
 @lru_cache(maxsize=1024)
 def _tile_of(t: Tiles, dtype: torch.dtype, units: tuple[int, int, bool]) -> Kind:
-    kind = Kind(ACCUMULATORS[dtype], 0, 0, units, 0, 0, 0)
-    return kind.of_tiles(t)
+    return Kind(ACCUMULATORS[dtype], 0, 0, units, 0, 0, 0).of_tiles(t)
 
 
 class Target(NamedTuple):

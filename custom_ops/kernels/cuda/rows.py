@@ -25,11 +25,11 @@ def multiples(rows, sizes, KIND: tl.constexpr):
 
 @triton.jit
 def place(rows, chunks, KIND: tl.constexpr):
-    """The rows and the classes of this program's first tile, and its chunk; both may overhang."""
+    """The rows r of this program, the place of its first tile, and its chunk; all may overhang."""
     program = tl.program_id(0)
     chunk = program % chunks
     r = (program // chunks).to(rows.dtype) * KIND.ROWS + tl.arange(0, KIND.ROWS)
-    return r, chunk * (KIND.BLOCK * KIND.STEPS) + tl.arange(0, KIND.BLOCK), chunk
+    return r, chunk * (KIND.BLOCK * KIND.STEPS), chunk
 
 
 @triton.jit
@@ -41,7 +41,7 @@ def row_starts(r, inner, stride):
 @triton.jit
 def cells(r, k, inner, stride):
     """Where the classes k of the rows r lie."""
-    return row_starts(r, inner, stride)[:, None] + (k.to(tl.int64) * inner)[None, :]
+    return row_starts(r, inner, stride)[:, None] + k.to(tl.int64) * inner
 
 
 @triton.jit

@@ -11,7 +11,8 @@ from custom_ops.kernels.cuda.arithmetic import finite, vanishing_exp
 from custom_ops.kernels.cuda.launch import fresh, launch, on_device
 from custom_ops.kernels.cuda.layout import fresh_like, unview, view
 from custom_ops.kernels.cuda.parameters import tile_of
-from custom_ops.kernels.cuda.rows import cells, chunk_cells, dense, multiples, place
+from custom_ops.kernels.cuda.rows import chunk_cells, dense, multiples, place
+from custom_ops.kernels.cuda.tile import across, located, read, write
 from custom_ops.kernels.cuda.tiles import tiles
 from custom_ops.kernels.problem import statistics_dtype
 
@@ -29,25 +30,24 @@ def normalised(z, M, S, LOG: tl.constexpr):
 @triton.jit(do_not_specialize=["rows"])
 def softmax_whole(z, y, rows, sizes, LOG: tl.constexpr, KIND: tl.constexpr):
     """Rows that fit in a tile."""
-    rows, classes, inner, stride = multiples(rows, sizes, KIND)
-    r, k, _ = place(rows, 1, KIND)
-    inside = (r < rows)[:, None] & (k < classes)[None, :]
-    at = cells(r, k, inner, stride)
-    x = tl.load(z + at, mask=inside, other=float("-inf")).to(KIND.ACC)
+    shape = multiples(rows, sizes, KIND)
+    rows, classes, inner, _ = shape
+    r, first, _ = place(rows, 1, KIND)
+    tile = located(r, first, shape, KIND)
+    x = read(z, tile, r < rows, float("-inf"), KIND).to(KIND.ACC)
     M = tl.max(x, 1)
     S = tl.sum(tl.exp(x - M[:, None]), 1)
-    to = cells(r, k, inner, dense(classes, inner))
-    tl.store(y + to, normalised(x, M, S, LOG), mask=inside)
+    to = across(tile, r, inner, dense(classes, inner), KIND)
+    write(y, to, r < rows, normalised(x, M, S, LOG), KIND)
 
 
 @triton.jit(do_not_specialize=["rows", "chunks"])
 def softmax_partial(z, partials, rows, sizes, chunks, KIND: tl.constexpr):
     """max z and Σ exp(z − max) of each chunk: partials[0, r, chunk] and partials[1, r, chunk]."""
-    rows, classes, inner, stride = multiples(rows, sizes, KIND)
-    r, k, chunk = place(rows, chunks, KIND)
-    inside = (r < rows)[:, None] & (k < classes)[None, :]
-    at = cells(r, k, inner, stride)
-    x = tl.load(z + at, mask=inside, other=float("-inf")).to(KIND.ACC)
+    shape = multiples(rows, sizes, KIND)
+    rows = shape[0]
+    r, first, chunk = place(rows, chunks, KIND)
+    x = read(z, located(r, first, shape, KIND), r < rows, float("-inf"), KIND).to(KIND.ACC)
     m = tl.max(x, 1)
     to = partials + r.to(tl.int64) * chunks + chunk
     tl.store(to, m, mask=r < rows)
@@ -58,19 +58,19 @@ def softmax_partial(z, partials, rows, sizes, chunks, KIND: tl.constexpr):
 @triton.jit(do_not_specialize=["rows", "chunks"])
 def softmax_chunks(z, y, partials, rows, sizes, chunks, LOG: tl.constexpr, KIND: tl.constexpr):
     """The results of a chunk, from the sums of all chunks of its row."""
-    rows, classes, inner, stride = multiples(rows, sizes, KIND)
-    r, k, _ = place(rows, chunks, KIND)
+    shape = multiples(rows, sizes, KIND)
+    rows, classes, inner, _ = shape
+    r, first, _ = place(rows, chunks, KIND)
     at, known = chunk_cells(r, rows, chunks, KIND)
     m = tl.load(partials + at, mask=known, other=float("-inf"))
     at += tl.cast(rows, tl.int64) * chunks
     s = tl.load(partials + at, mask=known, other=0.0)
     M = tl.max(m, 1)
     S = tl.sum(s * vanishing_exp(m - M[:, None]), 1)
-    inside = (r < rows)[:, None] & (k < classes)[None, :]
-    at = cells(r, k, inner, stride)
-    x = tl.load(z + at, mask=inside, other=float("-inf")).to(KIND.ACC)
-    to = cells(r, k, inner, dense(classes, inner))
-    tl.store(y + to, normalised(x, M, S, LOG), mask=inside)
+    tile = located(r, first, shape, KIND)
+    x = read(z, tile, r < rows, float("-inf"), KIND).to(KIND.ACC)
+    to = across(tile, r, inner, dense(classes, inner), KIND)
+    write(y, to, r < rows, normalised(x, M, S, LOG), KIND)
 
 
 def softmax(input: Tensor, dim: int, log: bool) -> Tensor:

@@ -30,7 +30,7 @@ def share(y: Target, r, k, inside, shape, numbers, KIND: tl.constexpr):
         if KIND.SMOOTHING != "none":
             found = tl.where(inside, found * scalar(rest, ACC) + scalar(even, ACC), 0.0)
     if y.weight is not None:
-        found *= tl.load(y.weight + k, mask=k < classes, other=0.0).to(ACC)[None, :]
+        found *= tl.load(y.weight + k, mask=(k >= 0) & (k < classes), other=0.0).to(ACC)
     return found
 
 
@@ -53,7 +53,7 @@ def scaled_target(shares, t, named, G, k, wanted, numbers, KIND: tl.constexpr):
     """Return g·ỹ of a tile, from what `share` and `label_mass` found."""
     if KIND.SOFT:
         return G[:, None] * shares
-    found = tl.where(k[None, :] == t[:, None], (G * named)[:, None], 0.0)
+    found = tl.where(k == t[:, None], (G * named)[:, None], 0.0)
     if KIND.SMOOTHING != "none":
         even = scalar(numbers[1], KIND.ACC) * G
         found += tl.where(wanted[:, None], even[:, None] * shares, 0.0)

@@ -1,8 +1,9 @@
-"""How much a program takes: a tile of rows × classes, all of it in registers.
+"""How much a program takes: a tile of rows × classes, all of it in registers, once or in steps.
 
-A tile holds whole rows where they fit. Longer rows come in chunks, a tile each: one kernel takes
-the sums of every chunk, and whoever needs a row's sums adds those of its chunks, in one order. So
-a few long rows fill a device as many rows do, nothing is looped over, and no atomic is needed.
+A tile holds whole rows where they fit and all of a row is needed at once. Longer rows come in
+chunks: one kernel takes the sums of every chunk, and whoever needs a row's sums adds those of its
+chunks, in one order. So a few long rows fill a device as many rows do, and no atomic is needed.
+What is but summed up or mapped takes narrower tiles, and a program goes from one to the next.
 
 The choice depends on the classes and the dtype alone, never on the number of rows or on the device:
 a row's bits are the same in every batch. It is stated, not tuned: the first call is like any other.
@@ -14,10 +15,19 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["Tiles", "ceil_div", "elementwise_tiles", "power_of_two", "stepped_tiles", "tiles"]
+__all__ = [
+    "Tiles",
+    "ceil_div",
+    "edged_tiles",
+    "elementwise_tiles",
+    "power_of_two",
+    "stepped_tiles",
+    "tiles",
+]
 
 WHOLE = 32768  # the longest row in one tile: 32 numbers a thread in as many warps as there are
 CHUNK = 8192  # of a longer row
+LONG = 16384  # classes: rows of which only few tiles are at an end
 SMALL = 2048  # short rows share a tile of this size
 SLICE = 32  # rows side by side in memory: a line of the cache in float32
 MAX_SLICE = 128
@@ -27,7 +37,8 @@ SHARERS = 4  # as many at least, and a small batch is done sooner
 NARROWEST = 128  # classes side by side, which a warp reads at once
 NARROWEST_SLICE = 8  # classes of rows that lie side by side: each tile reads their M and L
 SEVERAL = 4  # warps that take rows side by side, each of their threads its own
-MOST_CLASSES = 8  # that a thread has of such a row at once
+A_THREAD = 16  # numbers that it then has: with as many again the options' sums spill registers
+MOST_CLASSES = 8  # of a row
 
 
 class Tiles(NamedTuple):
@@ -74,27 +85,39 @@ def stepped_tiles(t: Tiles, classes: int, inner: int, dtype: torch.dtype, vector
     tile idle. Of rows side by side every thread takes its own, and none waits for another. What is
     taken at once was chosen by the instructions that it takes a logit.
     """
-    if t.chunks > 1 or (inner == 1 and t.classes <= SHORT):
+    if inner > 1 and t.chunks == 1:
+        return side_by_side(t, classes, dtype, vector)
+    if inner > 1 or t.classes <= SHORT:
         return t
-    numbers = PER_WARP // narrow(dtype)
-    if inner > 1:
-        return side_by_side(t, classes, vector, numbers // 32)
-    block = min(t.classes, numbers)
-    steps, warps = ceil_div(classes, block), 1 if t.classes <= 2 * numbers else 2
-    return Tiles(numbers // block, block, 1, warps, steps, block // vector if steps > 1 else 1)
+    block = min(t.classes, PER_WARP // narrow(dtype))
+    steps = ceil_div(min(classes, t.classes), block)
+    if steps == 1:
+        return Tiles(PER_WARP // narrow(dtype) // block, block, 1, 1)
+    if vector * dtype.itemsize < 16:  # too many lanes
+        return t
+    return Tiles(1, block, t.chunks, 1 if steps == 2 else 2, steps, block // vector)
 
 
-def side_by_side(t: Tiles, classes: int, vector: int, numbers: int) -> Tiles:
-    """Return tiles for rows side by side, of which a thread has so many numbers at once."""
-    most = max(1, min(MOST_CLASSES, numbers // vector, t.classes))
-    block = tight(most, 1, classes)
+def edged_tiles(classes: int, dtype: torch.dtype, edge: int) -> Tiles:
+    """Return tiles for long rows that begin between two vectors of memory, in an element-wise map.
+
+    In steps, of which only a row's first and last are read and written in part.
+    """
+    block, steps = PER_WARP // narrow(dtype), CHUNK // PER_WARP
+    return Tiles(1, block, ceil_div(classes + edge - 1, block * steps), 2, steps)
+
+
+def side_by_side(t: Tiles, classes: int, dtype: torch.dtype, vector: int) -> Tiles:
+    """Return tiles for rows side by side: a thread has a vector of them, of few classes at once."""
+    at_once = A_THREAD // narrow(dtype) // vector
+    block = tight(max(1, min(MOST_CLASSES, at_once, t.classes)), 1, classes)
     return Tiles(32 * SEVERAL * vector, block, 1, SEVERAL, ceil_div(classes, block))
 
 
 def elementwise_tiles(t: Tiles, classes: int, inner: int, dtype: torch.dtype, vector: int) -> Tiles:
     """Return tiles for what needs no sum of a row, narrower where an eighth of t would be idle."""
     if inner > 1 and t.chunks == 1:
-        return side_by_side(t, classes, vector, PER_WARP // narrow(dtype) // 64)
+        return side_by_side(t, classes, dtype, vector)
     block = tight(t.classes, NARROWEST if inner == 1 else NARROWEST_SLICE, classes)
     return t._replace(
         rows=t.rows * (t.classes // block), classes=block, chunks=ceil_div(classes, block)
