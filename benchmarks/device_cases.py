@@ -42,9 +42,10 @@ class DeviceCase:
         return logits + 2 * self.case.shape[0] * (8 + 2 * 4)
 
 
-def _softmax(op: Op, dtype: torch.dtype, direction: Direction, share: float) -> DeviceCase:
-    goals = (Goal(OURS, "share", share),)
-    return DeviceCase(Case(op, (16384, 8192), dtype, goals=goals), direction)
+def _softmax(
+    op: Op, shape: tuple[int, int], dtype: torch.dtype, direction: Direction, share: float
+) -> DeviceCase:
+    return DeviceCase(Case(op, shape, dtype, goals=(Goal(OURS, "share", share),)), direction)
 
 
 def _cross_entropy(rows: int, classes: int, *goals: Goal) -> DeviceCase:
@@ -56,10 +57,16 @@ _OPS: tuple[Op, ...] = ("softmax", "log_softmax")
 _SHARES: tuple[tuple[Direction, float], ...] = (("forward", 0.95), ("backward", 0.92))
 CASES: tuple[DeviceCase, ...] = (
     *(
-        _softmax(op, dtype, direction, share)
+        _softmax(op, (16_384, 8192), dtype, direction, share)
         for op in _OPS
         for dtype in (torch.float32, torch.bfloat16)
         for direction, share in _SHARES
+    ),
+    *(
+        _softmax("softmax", shape, dtype, direction, share)
+        for shape, share in (((8192, 32_768), 0.93), ((2048, 131_072), 0.8))
+        for dtype in (torch.float32, torch.bfloat16)
+        for direction, _ in _SHARES
     ),
     _cross_entropy(8192, 128_256, Goal(IN_PLACE, "share", 0.9)),
 )

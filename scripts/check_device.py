@@ -38,11 +38,16 @@ def parts(out: Path) -> list[Part]:
         run = ("--accelerator", "cuda", "--no-progress", "--out", f"{out / script}")
         return (python, f"{scripts}/{script}", *settings, *run)
 
+    tests = (python, "-m", "pytest", "-m", "cuda", "-rfE", str(ROOT / "tests"), "-k")
+    # several processes, as most of a test's time is a compiler's; those that need most of a
+    # device's memory by themselves
     return [
+        Part("tests", (*tests, "not two_to_the", "-n", "8"), 150),
         Part("steps", figures("steps", "step"), 75),
-        Part("tests", (python, "-m", "pytest", "-m", "cuda", str(ROOT / "tests")), 200),
-        Part("curve", figures("curve", "curve"), 100),
-        Part("last layer", figures("last-layer", "linear"), 90),
+        Part("curve", figures("curve", "curve"), 75),
+        Part("last layer", figures("last-layer", "linear"), 75),
+        Part("long rows", figures("long-rows", "131072"), 45),
+        Part("large tests", (*tests, "two_to_the"), 45),
         Part("classifier", trained("compare.py", "--seeds", "1", "--max-steps", "300"), 60),
         Part("gpt", trained("train_lm.py", "--max-steps", "60"), 75),
     ]

@@ -27,6 +27,7 @@ def test_what_it_measures_is_there(script, tmp_path):
     names = [f"step: {case.name}" for case in cases.STEPS]
     names += [layer.name for layer in cases.LAST_LAYERS]
     names += [f"curve: {case.name}" for case in cases.CURVE]
+    names += [case.name for case in cases.CASES]
     for part in script.parts(tmp_path):
         assert Path(part.command[1]).exists() or part.command[1] == "-m"
         if "--only" in part.command:

@@ -116,6 +116,11 @@ def test_the_goals_are_those_that_were_set(bench):
             for direction, share in (("forward", 0.95), ("backward", 0.92)):
                 name = f"{op} 16384x8192 {dtype} {direction}"
                 assert goals[name] == (("ours", "share", share),)
+    for shape, share in (("8192x32768", 0.93), ("2048x131072", 0.8)):
+        for dtype in ("float32", "bfloat16"):
+            for direction in ("forward", "backward"):
+                name = f"softmax {shape} {dtype} {direction}"
+                assert goals[name] == (("ours", "share", share),)
     (largest,) = (case for case in cases.CASES if case.case.op == "cross_entropy")
     assert largest.name == "cross_entropy 8192x128256 bfloat16 forward + backward"
     assert largest.case.goals == (("in place", "share", 0.9),)
