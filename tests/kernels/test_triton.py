@@ -32,7 +32,7 @@ SHAPES = {
     "a thousand": ((3, 1000), 1),
     "a power of two": ((2, 1024), 1),
     "one more": ((2, 1025), 1),
-    "two steps": ((3, 1500), 1),
+    "rows in steps": ((3, 1500), 1),
     "several steps": ((2, 4200), 1),
     "chunks": ((2, 20_000), 1),
     "between two vectors": ((5, 16_389), 1),
@@ -46,7 +46,7 @@ SHAPES = {
     "no class": ((3, 0), 1),
     "no pixel": ((2, 4, 0), 1),
 }
-PATHS = ("ten classes", "several steps", "chunks", "between two vectors")
+PATHS = ("ten classes", "rows in steps", "several steps", "chunks", "between two vectors")
 PATHS += ("rows side by side", "classes in the middle, in chunks")
 
 

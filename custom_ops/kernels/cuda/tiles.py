@@ -36,9 +36,9 @@ SHORT = 128  # a row that one warp has to itself, with no other to wait for: the
 SHARERS = 4  # as many at least, and a small batch is done sooner
 NARROWEST = 128  # classes side by side, which a warp reads at once
 NARROWEST_SLICE = 8  # classes of rows that lie side by side: each tile reads their M and L
-SEVERAL = 4  # warps that take rows side by side, each of their threads its own
+SEVERAL = 4  # warps, each of which takes rows of its own
 A_THREAD = 16  # numbers that it then has: with as many again the options' sums spill registers
-MOST_CLASSES = 8  # of a row
+MOST_CLASSES = 8  # that it has of rows side by side
 
 
 class Tiles(NamedTuple):
@@ -80,22 +80,23 @@ def tiles(classes: int, inner: int, dtype: torch.dtype, tensors: int) -> Tiles:
 def stepped_tiles(t: Tiles, classes: int, inner: int, dtype: torch.dtype, vector: int) -> Tiles:
     """Return tiles for what needs no row whole: sums that are added up over a row's parts.
 
-    `vector` is how many numbers are read at once. One warp, or two, take a row: its lanes add up
-    what they have seen and put it together once, at the end, and no power of two leaves half of a
-    tile idle. Of rows side by side every thread takes its own, and none waits for another. What is
-    taken at once was chosen by the instructions that it takes a logit.
+    `vector` is how many numbers are read at once. A warp takes a row of a thousand classes, and two
+    a longer one: its lanes add up what they have seen and put it together once, at the end, and no
+    power of two leaves half of a tile idle. Of rows side by side every thread takes its own, and
+    none waits for another. What is taken at once was chosen by the instructions that it takes a
+    logit, and so that a program has several rows: it takes its time to begin.
     """
     if inner > 1 and t.chunks == 1:
         return side_by_side(t, classes, dtype, vector)
-    if inner > 1 or t.classes <= SHORT:
+    # the sums of narrow lanes would take longer than what they are of
+    if inner > 1 or t.classes <= 2 * SHORT or vector * dtype.itemsize < 16:
         return t
-    block = min(t.classes, PER_WARP // narrow(dtype))
+    if t.classes <= SMALL:
+        block, rows = 32 * vector, SEVERAL * max(1, A_THREAD // narrow(dtype) // vector)
+        return Tiles(rows, block, 1, SEVERAL, ceil_div(classes, block), 32)
+    block = PER_WARP // narrow(dtype)
     steps = ceil_div(min(classes, t.classes), block)
-    if steps == 1:
-        return Tiles(PER_WARP // narrow(dtype) // block, block, 1, 1)
-    if vector * dtype.itemsize < 16:  # too many lanes
-        return t
-    return Tiles(1, block, t.chunks, 1 if steps == 2 else 2, steps, block // vector)
+    return Tiles(1, block, t.chunks, 2, steps, block // vector)
 
 
 def edged_tiles(classes: int, dtype: torch.dtype, edge: int) -> Tiles:
