@@ -358,6 +358,19 @@ def test_a_rows_neighbours_in_memory_are_not_written():
     assert not torch.equal(whole[:, :9], before[:, :9])
 
 
+@pytest.mark.parametrize("width", [4, 37, 40])
+@pytest.mark.parametrize("classes", [4, 1504, 16_389])
+def test_a_gradient_is_written_into_memory_of_any_stride(classes, width):
+    o = options("plain", 1, torch.float32)
+    x, target = torch.randn(3, classes), torch.randint(classes, (3,))
+    _, M, L, *_ = eager.cross_entropy(Problem(x, target, None, o))
+    problem, rows = Problem(x, target, None, o), Rows(torch.ones(3), None, M, L)
+    memory = torch.full((3, classes + width), 7.0)
+    cuda.kernels.cross_entropy_vjp_out(problem, rows, memory[:, :classes])
+    assert_close(memory[:, :classes], eager.cross_entropy_vjp(problem, rows))
+    assert (memory[:, classes:] == 7).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("classes", [16_385, 16_390, 20_475])
 def test_of_rows_that_begin_between_two_vectors_every_number_is_written_once(classes, dtype):

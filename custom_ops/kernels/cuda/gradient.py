@@ -6,6 +6,8 @@ p = exp((z − M) − L) is computed anew from the logits while they are at hand
 them once and writes once, a tile a program.
 """
 
+from math import gcd
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -15,7 +17,7 @@ from custom_ops.kernels.cuda.arithmetic import divided, stored, vanishing_exp
 from custom_ops.kernels.cuda.derivative import factors, row_derivative
 from custom_ops.kernels.cuda.labels import read_labels
 from custom_ops.kernels.cuda.launch import fresh, launch, on_device
-from custom_ops.kernels.cuda.layout import View, fresh_like, unview, view
+from custom_ops.kernels.cuda.layout import View, fresh_like, units, unview, view
 from custom_ops.kernels.cuda.logits import chained, logits
 from custom_ops.kernels.cuda.parameters import Target, Upstream
 from custom_ops.kernels.cuda.rows import chunk_cells, multiples, place
@@ -155,6 +157,8 @@ def _launch(args: Arguments, rows: Rows, divisor: Tensor | None, out: View) -> N
         edge = x.edge if out.stride == x.stride else 0
         t = edged_tiles(x.classes, args.dtype, edge) if edge else elementwise_tiles(t, *args.extent)
         kind = kind.of_tiles(t)._replace(EDGE=edge)
+    # of what both strides are multiples: the input's alone would put another's numbers elsewhere
+    kind = kind._replace(UNITS=units(x.rows, x.classes, x.inner, gcd(x.stride, out.stride)))
     if x.tensor.numel() == 0:
         return
     programs = t.programs(x.rows)
