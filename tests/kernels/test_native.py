@@ -135,16 +135,34 @@ def test_the_hessian_product_is_the_derivative_of_the_gradient(shape, soft, dtyp
 
 @pytest.mark.parametrize(
     ("rows", "classes", "features"),
-    [(1, 1, 1), (3, 5, 7), (7, 37, 65), (9, 4, 48), (130, 100, 130)],
+    [(1, 1, 1), (3, 5, 7), (7, 37, 65), (9, 4, 48), (31, 64, 33), (64, 32, 32), (130, 100, 130)],
 )
 def test_products_of_bfloat16_are_added_up_in_float32(rows: int, classes: int, features: int):
+    """By matrix units where the processor has them, and by vectors."""
     if not cpu.library.has_bf16_products:
         pytest.skip("this processor multiplies no bfloat16")
     dz, x = torch.randn(rows, classes).bfloat16(), torch.randn(rows, features).bfloat16()
     total = torch.randn(classes, features)
     want = total.double() + dz.double().T @ x.double()
+    by_vectors = total.clone()
     assert products._add_product_of_bf16_(total, dz, x)
-    torch.testing.assert_close(total.double(), want, rtol=1e-5, atol=1e-5)
+    cpu.library.add_product_by_vectors(by_vectors, dz, x)
+    for sums in (total, by_vectors):
+        torch.testing.assert_close(sums.double(), want, rtol=1e-5, atol=1e-5)
+
+
+def test_products_of_bfloat16_are_the_same_for_any_number_of_threads():
+    dz, x = torch.randn(70, 300).bfloat16(), torch.randn(70, 40).bfloat16()
+    found = []
+    for n in (1, 2):
+        torch.set_num_threads(n)
+        try:
+            total = torch.zeros(300, 40)
+            products.add_product_(total, dz, x)
+        finally:
+            torch.set_num_threads(1)
+        found.append(total)
+    assert torch.equal(*found)
 
 
 def test_every_operator_is_checked():
