@@ -140,7 +140,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("cross_entropy", cross_entropy_node);
   m.def("advise_huge_pages", advise_huge_pages);
   m.attr("has_bf16_products") = has_bf16_products();
-  m.attr("has_matrix_units") = has_matrix_units();
   m.def("add_product", add_product, no_gil);
   m.def("add_product_by_vectors", add_product_by_vectors, no_gil);
   m.def("set_vjp", [](const std::string& name, py::object vjp) { vjps()[name] = std::move(vjp); });

@@ -115,7 +115,8 @@ inline void add_product_by_vectors(const at::Tensor& sum, const at::Tensor& dz,
 constexpr int64_t SIDE = 16;         // rows of a matrix unit's tile, and 4-byte columns
 constexpr int64_t SQUARE = 2 * SIDE;  // classes, and features, whose sums stay in four tiles
 
-// Whether there are matrix units, and the system lets this process use their registers.
+// Whether there are matrix units, and the system lets this process use their registers: asked at
+// the first product, as the leave is the whole process's.
 inline bool has_matrix_units() {
   static const bool found = [] {
     constexpr unsigned BF16 = 1u << 22, TILE_REGISTERS = 1u << 24;  // of CPUID's leaf 7, edx
@@ -232,7 +233,6 @@ inline void add_product(const at::Tensor& sum, const at::Tensor& dz, const at::T
 #else
 
 inline bool has_bf16_products() { return false; }
-inline bool has_matrix_units() { return false; }
 inline void add_product(const at::Tensor&, const at::Tensor&, const at::Tensor&) {}
 inline void add_product_by_vectors(const at::Tensor&, const at::Tensor&, const at::Tensor&) {}
 
