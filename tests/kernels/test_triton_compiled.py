@@ -140,6 +140,18 @@ for dtype, acc in ((BF16, F64), (F16, F64), (F64, F32)):
         cross_entropy,
         {"shape": (64, 10), "dtype": dtype, "options": ALL, "acc": acc},
     )
+for shape_name in ("a thousand", "in steps", "pixels"):
+    ONCE[f"bfloat16 computed in float64, {shape_name}"] = (
+        cross_entropy,
+        {
+            "shape": SHAPES[shape_name],
+            "dtype": BF16,
+            "options": ALL,
+            "weighted": True,
+            "stats": True,
+            "acc": F64,
+        },
+    )
 for labels in (torch.uint8, torch.int32):
     ONCE[f"labels of {str(labels)[6:]}"] = (
         cross_entropy,

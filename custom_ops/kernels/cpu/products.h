@@ -70,7 +70,7 @@ CUSTOM_OPS_BF16 inline void add_tile(const uint32_t* a, const uint32_t* b, int64
   }
 }
 
-// The same sum by vectors, whatever the processor has.
+// `add_product`, by vectors whatever the processor has.
 inline void add_product_by_vectors(const at::Tensor& sum, const at::Tensor& dz,
                                    const at::Tensor& x) {
   const int64_t rows = dz.size(0), classes = dz.size(1), features = x.size(1);

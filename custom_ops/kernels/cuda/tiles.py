@@ -110,8 +110,10 @@ def edged_tiles(classes: int, dtype: torch.dtype, edge: int) -> Tiles:
 
 def side_by_side(t: Tiles, classes: int, dtype: torch.dtype, vector: int) -> Tiles:
     """Return tiles for rows side by side: a thread has a vector of them, of few classes at once."""
-    at_once = A_THREAD // narrow(dtype) // vector
-    block = tight(max(1, min(MOST_CLASSES, at_once, t.classes)), 1, classes)
+    numbers = A_THREAD // narrow(dtype)
+    vector = min(vector, numbers)
+    at_once = numbers // vector
+    block = tight(min(MOST_CLASSES, at_once, t.classes), 1, classes)
     return Tiles(32 * SEVERAL * vector, block, 1, SEVERAL, ceil_div(classes, block))
 
 
