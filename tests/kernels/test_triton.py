@@ -7,6 +7,8 @@ import sys
 import pytest
 import torch
 from conftest import DTYPES
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
@@ -408,6 +410,70 @@ def test_a_rows_bits_are_the_same_in_every_batch_and_every_run(path):
     for row in range(min(outer, 5)):
         alone = results(x[row : row + 1], target[row : row + 1])
         assert all(map(torch.equal, alone, (r[row : row + 1] for r in together)))
+
+
+IN_CHUNKS = {
+    "rows": ((5, 40_000), 1),
+    "odd rows": ((4, 20_001), 1),
+    "rows side by side": ((2, 300, 48), 1),
+}
+
+
+@pytest.mark.parametrize("name", IN_CHUNKS)
+def test_long_rows_in_turns(monkeypatch, name):
+    """Whether a chunk is mapped soon after its sums or late, no bit is another.
+
+    Every program draws a number, and every chunk's sums are announced once.
+    """
+    from custom_ops.kernels.cuda import contract, softmax, turns
+
+    counted: list[tuple[Tensor, int]] = []
+
+    def counters(like, t, rows) -> Tensor:
+        counted.append((turns.counters(like, t, rows), t.chunks))
+        return counted[-1][0]
+
+    for module in (contract, softmax):
+        monkeypatch.setattr(module, "counters", counters)
+
+    shape, dim = IN_CHUNKS[name]
+    z, v = torch.randn(shape), torch.randn(shape)
+    p = eager.softmax(z, dim)
+    wants = [p, eager.log_softmax(z, dim), eager.contract(p, v, dim)]
+    found = []
+    for ahead in (0, 200_000, 2**40):
+        monkeypatch.setattr(turns, "AHEAD", ahead)
+        k = cuda.kernels
+        found.append([k.softmax(z, dim), k.log_softmax(z, dim), k.contract(p, v, dim)])
+        assert all(map(torch.equal, found[0], found[-1]))
+    for counts, chunks in counted:
+        assert counts[0] > chunks * (len(counts) - 1)
+        assert counts[1:].tolist() == [chunks] * (len(counts) - 1)
+    for got, want in zip(found[0], wants, strict=True):
+        assert_close(got, want)
+
+
+@given(
+    rows=st.integers(1, 500),
+    classes=st.integers(20_000, 300_000),
+    tensors=st.integers(1, 2),
+    ahead=st.integers(0, 2**25),
+)
+def test_a_program_waits_for_programs_before_it_alone(rows, classes, tensors, ahead):
+    """And every chunk is mapped once."""
+    from custom_ops.kernels.cuda import turns
+    from custom_ops.kernels.cuda.tiles import tiles
+
+    t = tiles(classes, 1, torch.float32, tensors)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(turns, "AHEAD", ahead)
+        lead = turns.lead(t, rows, torch.float32, tensors)
+    chunks = t.programs(rows)
+    assert 0 < lead <= chunks
+    for number in {lead, (lead + chunks) // 2, chunks + lead - 1}:
+        row = (number - lead) // t.chunks
+        assert row < rows
+        assert (row + 1) * t.chunks - 1 < min(number, chunks)
 
 
 # The Hessian product of the last layer.

@@ -13,9 +13,10 @@ from custom_ops.kernels.cuda.arithmetic import vanishing_exp
 from custom_ops.kernels.cuda.launch import fresh, launch, on_device
 from custom_ops.kernels.cuda.layout import fresh_like, unview, view, view_like
 from custom_ops.kernels.cuda.parameters import tile_of
-from custom_ops.kernels.cuda.rows import chunk_cells, dense, multiples, place
+from custom_ops.kernels.cuda.rows import chunk_cells, dense, multiples, place, placed
 from custom_ops.kernels.cuda.tile import across, located, read, write
-from custom_ops.kernels.cuda.tiles import tiles
+from custom_ops.kernels.cuda.tiles import CHUNK, tiles
+from custom_ops.kernels.cuda.turns import announced, awaited, counters, drawn, lead
 from custom_ops.kernels.problem import statistics_dtype
 
 __all__ = ["contract", "log_softmax_jvp", "log_softmax_vjp"]
@@ -62,27 +63,40 @@ def map_whole(p, v, out, rows, sizes, MAP: tl.constexpr, KIND: tl.constexpr):
     write(out, to, r < rows, mapped(a, b, total[:, None], MAP), KIND)
 
 
-@triton.jit(do_not_specialize=["rows", "chunks"])
-def map_partial(p, v, partials, rows, sizes, chunks, MAP: tl.constexpr, KIND: tl.constexpr):
-    """The sum of each chunk: partials[r, chunk]."""
-    shape = multiples(rows, sizes, KIND)
-    rows = shape[0]
-    r, first, chunk = place(rows, chunks, KIND)
+@triton.jit
+def chunk_sum(p, v, partials, program, shape, chunks, MAP: tl.constexpr, KIND: tl.constexpr):
+    """The sum of a chunk: partials[r, chunk]."""
+    r, first, chunk = placed(program, shape[0], chunks, KIND)
     a, b, _ = pair(p, v, r, first, shape, KIND)
-    total = tl.sum(terms(a, b, MAP), 1)
-    tl.store(partials + r.to(tl.int64) * chunks + chunk, total, mask=r < rows)
+    to = partials + r.to(tl.int64) * chunks + chunk
+    tl.store(to, tl.sum(terms(a, b, MAP), 1), mask=r < shape[0])
 
 
-@triton.jit(do_not_specialize=["rows", "chunks"])
-def map_chunks(p, v, out, partials, rows, sizes, chunks, MAP: tl.constexpr, KIND: tl.constexpr):
+@triton.jit
+def chunk_map(p, v, out, partials, program, shape, chunks, MAP: tl.constexpr, KIND: tl.constexpr):
     """The results of a chunk, from the sums of all chunks of its row."""
-    shape = multiples(rows, sizes, KIND)
     rows = shape[0]
-    r, first, _ = place(rows, chunks, KIND)
+    r, first, _ = placed(program, rows, chunks, KIND)
     at, known = chunk_cells(r, rows, chunks, KIND)
     total = tl.sum(tl.load(partials + at, mask=known, other=0.0), 1)
     a, b, to = pair(p, v, r, first, shape, KIND)
     write(out, to, r < rows, mapped(a, b, total[:, None], MAP), KIND)
+
+
+@triton.jit(do_not_specialize=["rows", "chunks", "lead"])
+def map_chunks(
+    p, v, out, partials, counters, rows, sizes, chunks, lead, MAP: tl.constexpr, KIND: tl.constexpr
+):
+    """Longer rows, as `turns` has it."""
+    shape = multiples(rows, sizes, KIND)
+    program = drawn(counters)
+    behind = program - lead
+    if program < tl.num_programs(0) - lead:
+        chunk_sum(p, v, partials, program, shape, chunks, MAP, KIND)
+        announced(counters, program // chunks)
+    if behind >= 0:
+        awaited(counters, behind // chunks, chunks)
+        chunk_map(p, v, out, partials, behind, shape, chunks, MAP, KIND)
 
 
 def _launch(p: Tensor, v: Tensor, dim: int, name: str) -> Tensor:
@@ -91,18 +105,18 @@ def _launch(p: Tensor, v: Tensor, dim: int, name: str) -> Tensor:
     if p.numel() == 0:
         return unview(out, dim)
     dtype = statistics_dtype(p.dtype)
-    t = tiles(x.classes, x.inner, dtype, tensors=2)
+    # with whole ones, too many registers where numbers are read one by one
+    t = tiles(x.classes, x.inner, dtype, tensors=2, chunk=CHUNK // 2)
     kind, programs = tile_of(x, t, dtype), t.programs(x.rows)
     pair = (x.tensor, u.tensor)
     with on_device(p):
         if t.chunks == 1:
-            tensors = (*pair, out.tensor)
-            launch(map_whole, programs, t.warps, *tensors, x.rows, x.sizes, name, kind)
+            launch(map_whole, programs, t.warps, *pair, out.tensor, x.rows, x.sizes, name, kind)
         else:
             partials = fresh(p, x.rows, t.chunks, dtype=dtype)
-            sizes = (x.rows, x.sizes, t.chunks)
-            launch(map_partial, programs, t.warps, *pair, partials, *sizes, name, kind)
-            launch(map_chunks, programs, t.warps, *pair, out.tensor, partials, *sizes, name, kind)
+            shared, ahead = (partials, counters(p, t, x.rows)), lead(t, x.rows, p.dtype, 2)
+            tensors, numbers = (*pair, out.tensor, *shared), (x.rows, x.sizes, t.chunks, ahead)
+            launch(map_chunks, programs + ahead, t.warps, *tensors, *numbers, name, kind)
     return unview(out, dim)
 
 

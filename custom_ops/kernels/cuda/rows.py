@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-__all__ = ["cells", "chunk_cells", "dense", "multiples", "place", "row_starts"]
+__all__ = ["cells", "chunk_cells", "dense", "multiples", "place", "placed", "row_starts"]
 
 
 @triton.jit
@@ -26,7 +26,12 @@ def multiples(rows, sizes, KIND: tl.constexpr):
 @triton.jit
 def place(rows, chunks, KIND: tl.constexpr):
     """The rows r of this program, the place of its first tile, and its chunk; all may overhang."""
-    program = tl.program_id(0)
+    return placed(tl.program_id(0), rows, chunks, KIND)
+
+
+@triton.jit
+def placed(program, rows, chunks, KIND: tl.constexpr):
+    """The same for the program of that number."""
     chunk = program % chunks
     r = (program // chunks).to(rows.dtype) * KIND.ROWS + tl.arange(0, KIND.ROWS)
     return r, chunk * (KIND.BLOCK * KIND.STEPS), chunk

@@ -11,9 +11,10 @@ from custom_ops.kernels.cuda.arithmetic import finite, vanishing_exp
 from custom_ops.kernels.cuda.launch import fresh, launch, on_device
 from custom_ops.kernels.cuda.layout import fresh_like, unview, view
 from custom_ops.kernels.cuda.parameters import tile_of
-from custom_ops.kernels.cuda.rows import chunk_cells, dense, multiples, place
+from custom_ops.kernels.cuda.rows import chunk_cells, dense, multiples, place, placed
 from custom_ops.kernels.cuda.tile import across, located, read, write
 from custom_ops.kernels.cuda.tiles import tiles
+from custom_ops.kernels.cuda.turns import announced, awaited, counters, drawn, lead
 from custom_ops.kernels.problem import statistics_dtype
 
 __all__ = ["softmax"]
@@ -41,12 +42,11 @@ def softmax_whole(z, y, rows, sizes, LOG: tl.constexpr, KIND: tl.constexpr):
     write(y, to, r < rows, normalised(x, M, S, LOG), KIND)
 
 
-@triton.jit(do_not_specialize=["rows", "chunks"])
-def softmax_partial(z, partials, rows, sizes, chunks, KIND: tl.constexpr):
-    """max z and Σ exp(z − max) of each chunk: partials[0, r, chunk] and partials[1, r, chunk]."""
-    shape = multiples(rows, sizes, KIND)
+@triton.jit
+def chunk_sums(z, partials, program, shape, chunks, KIND: tl.constexpr):
+    """max z and Σ exp(z − max) of a chunk: partials[0, r, chunk] and partials[1, r, chunk]."""
     rows = shape[0]
-    r, first, chunk = place(rows, chunks, KIND)
+    r, first, chunk = placed(program, rows, chunks, KIND)
     x = read(z, located(r, first, shape, KIND), r < rows, float("-inf"), KIND).to(KIND.ACC)
     m = tl.max(x, 1)
     to = partials + r.to(tl.int64) * chunks + chunk
@@ -55,12 +55,11 @@ def softmax_partial(z, partials, rows, sizes, chunks, KIND: tl.constexpr):
     tl.store(to, tl.sum(vanishing_exp(x - finite(m)[:, None]), 1), mask=r < rows)
 
 
-@triton.jit(do_not_specialize=["rows", "chunks"])
-def softmax_chunks(z, y, partials, rows, sizes, chunks, LOG: tl.constexpr, KIND: tl.constexpr):
+@triton.jit
+def chunk_results(z, y, partials, program, shape, chunks, LOG: tl.constexpr, KIND: tl.constexpr):
     """The results of a chunk, from the sums of all chunks of its row."""
-    shape = multiples(rows, sizes, KIND)
     rows, classes, inner, _ = shape
-    r, first, _ = place(rows, chunks, KIND)
+    r, first, _ = placed(program, rows, chunks, KIND)
     at, known = chunk_cells(r, rows, chunks, KIND)
     m = tl.load(partials + at, mask=known, other=float("-inf"))
     at += tl.cast(rows, tl.int64) * chunks
@@ -71,6 +70,22 @@ def softmax_chunks(z, y, partials, rows, sizes, chunks, LOG: tl.constexpr, KIND:
     x = read(z, tile, r < rows, float("-inf"), KIND).to(KIND.ACC)
     to = across(tile, r, inner, dense(classes, inner), KIND)
     write(y, to, r < rows, normalised(x, M, S, LOG), KIND)
+
+
+@triton.jit(do_not_specialize=["rows", "chunks", "lead"])
+def softmax_chunks(
+    z, y, partials, counters, rows, sizes, chunks, lead, LOG: tl.constexpr, KIND: tl.constexpr
+):
+    """Longer rows, as `turns` has it."""
+    shape = multiples(rows, sizes, KIND)
+    program = drawn(counters)
+    behind = program - lead
+    if program < tl.num_programs(0) - lead:
+        chunk_sums(z, partials, program, shape, chunks, KIND)
+        announced(counters, program // chunks)
+    if behind >= 0:
+        awaited(counters, behind // chunks, chunks)
+        chunk_results(z, y, partials, behind, shape, chunks, LOG, KIND)
 
 
 def softmax(input: Tensor, dim: int, log: bool) -> Tensor:
@@ -88,8 +103,8 @@ def softmax(input: Tensor, dim: int, log: bool) -> Tensor:
             launch(softmax_whole, programs, t.warps, *pair, z.rows, z.sizes, log, kind)
         else:
             partials = fresh(input, 2, z.rows, t.chunks, dtype=dtype)
-            sizes = (z.rows, z.sizes, t.chunks)
-            launch(softmax_partial, programs, t.warps, z.tensor, partials, *sizes, kind)
-            tensors = (z.tensor, y.tensor, partials)
-            launch(softmax_chunks, programs, t.warps, *tensors, *sizes, log, kind)
+            tensors = (z.tensor, y.tensor, partials, counters(input, t, z.rows))
+            ahead = lead(t, z.rows, input.dtype, 1)
+            numbers = (z.rows, z.sizes, t.chunks, ahead)
+            launch(softmax_chunks, programs + ahead, t.warps, *tensors, *numbers, log, kind)
     return unview(y, dim)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 
 __all__ = [
+    "CHUNK",
     "Tiles",
     "ceil_div",
     "edged_tiles",
@@ -56,22 +57,23 @@ class Tiles(NamedTuple):
         return ceil_div(rows, self.rows) * self.chunks
 
 
-def tiles(classes: int, inner: int, dtype: torch.dtype, tensors: int) -> Tiles:
+def tiles(classes: int, inner: int, dtype: torch.dtype, tensors: int, chunk: int = CHUNK) -> Tiles:
     """Return the tiles for a computation in `dtype` that holds a tile of each of `tensors`.
 
-    Three tensors with as many numbers as two spill registers.
+    Three tensors with as many numbers as two spill registers. `chunk` is of a row that no tile
+    holds.
     """
     share = narrow(dtype) * (2 if tensors > 2 else 1)
-    whole, chunk = power_of_two(classes), CHUNK // share
+    whole, slices = power_of_two(classes), CHUNK // share
     if inner == 1:
         if whole <= WHOLE // share // tensors:
             rows, block = max(1, SMALL // share // whole), whole
         else:
-            rows, block = 1, chunk
-    elif whole * SLICE <= chunk:
-        rows, block = min(chunk // whole, MAX_SLICE), whole
+            rows, block = 1, chunk // share
+    elif whole * SLICE <= slices:
+        rows, block = min(slices // whole, MAX_SLICE), whole
     else:
-        rows, block = SLICE, chunk // SLICE
+        rows, block = SLICE, slices // SLICE
     least = SHARERS if whole <= SHORT else 1
     warps = min(max(rows * block * narrow(dtype) // PER_WARP, least), 32)
     return Tiles(rows, block, ceil_div(classes, block), warps)
