@@ -445,6 +445,46 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(shape: tuple[int, ...])
         assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"softcap": 5.0}], ids=str)
+@pytest.mark.parametrize("shape", [(2, 21, 13, 17), (2, 70, 9, 5), (300, 7), (200, 40)], ids=str)
+def test_a_rows_bits_do_not_depend_on_which_of_its_neighbours_are_ignored(shape, options, dtype):
+    """Where none is, a block of rows takes a shorter way."""
+    x = torch.randn(shape, dtype=dtype, requires_grad=True)
+    target = torch.randint(shape[1], (shape[0], *shape[2:]))
+    ignored = torch.rand(target.shape) < 0.3
+    found = []
+    for labels in (target, target.masked_fill(ignored, -100)):
+        loss = cross_entropy(x, labels, reduction="none", **options)
+        (d,) = torch.autograd.grad(loss, x, torch.ones_like(loss))
+        found.append((loss.detach(), d.movedim(1, -1)))
+    for whole, some in zip(*found, strict=True):
+        assert torch.equal(whole[~ignored], some[~ignored])
+        assert (some[ignored] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("smoothed", [False, True])
+@pytest.mark.parametrize("classes", [2, 21, 40])
+def test_a_pixels_bits_do_not_depend_on_its_place(classes, smoothed, dtype):
+    x = torch.randn(1, classes, 150, dtype=dtype, requires_grad=True)
+    target = torch.randint(classes, (1, 150))
+    weight = torch.rand(classes, dtype=dtype) + 0.5
+    options = {"weight": weight, "z_loss": 0.1, "label_smoothing": 0.1 * smoothed}
+
+    def run(x: Tensor, target: Tensor) -> list[Tensor]:
+        loss = cross_entropy(x, target, reduction="none", **options)
+        p = softmax(x, 1)
+        grads = [torch.autograd.grad(r, x, torch.ones_like(r))[0] for r in (loss, p)]
+        return [loss[:, None], p, *grads]
+
+    whole = run(x, target)
+    for first in (0, 1, 15, 120, 127, 148):
+        at = slice(first, first + 2)
+        few = run(x.detach()[:, :, at].contiguous().requires_grad_(), target[:, at])
+        assert all(torch.equal(w[:, :, at], f) for w, f in zip(whole, few, strict=True))
+
+
 @pytest.mark.parametrize("spread", [1.0, 10.0])
 @pytest.mark.parametrize("offset", [0.0, 4096.0])
 @pytest.mark.parametrize("shape", [(512, 10), (1024, 1000), (32, 32_000), (2, 1_000_000)])

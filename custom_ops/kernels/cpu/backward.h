@@ -3,12 +3,12 @@
 //     d_input = z' ⊙ (a·p − g·ỹ)           a = g·(m + 2λ·lse) + q,  m = Σ_k ỹ_k
 #pragma once
 
-#include <optional>
-
 #include "few.h"
 #include "problem.h"
 
 namespace custom_ops {
+
+using at::vec::fmadd, at::vec::fmsub;
 
 // One number a row, or one for all.
 template <typename acc_t>
@@ -122,76 +122,98 @@ void backward_block(const Problem<acc_t>& problem, const Upstream<acc_t>& up, ac
   const Cap<acc_t> cap(problem.o);
   Tile<acc_t> tile(source, x, b);
   SliceSink<acc_t> to(sink, out, b);
-  const View dense = problem.dense();
-  std::optional<Tile<acc_t>> probabilities;
-  double mass[BLOCK] = {};
+  Tile<acc_t> probabilities(problem.target.probabilities, x, b, x.classes * x.inner);
+  BlockLabels<acc_t> labels;
+  acc_t m[BLOCK], g[BLOCK], at_label[BLOCK], a[BLOCK];
+  const acc_t *M = up.max + b.first, *L = up.log_sum + b.first;
+  for (int64_t i = 0; i < b.n; ++i) g[i] = up.g[b.first + i];
   if (problem.soft()) {
-    probabilities.emplace(problem.target.probabilities, dense, b);
+    double mass[BLOCK];
     each_run(x.classes, [&](int64_t first, int64_t count) {
-      const acc_t* y = probabilities->read(first, count);
-      block_add<acc_t>(count, b.n, mass, [&](int64_t k, int64_t i, int64_t n) INLINE {
+      const acc_t* y = probabilities.read(first, count);
+      const auto share = [&](int64_t k, int64_t i, int64_t n) INLINE {
         const Vec<acc_t> w(problem.weight ? problem.weight[first + k] : acc_t(1));
         return problem.weighted(Vec<acc_t>::loadu(y + k * b.n + i, n), w);
-      });
+      };
+      block_add<acc_t>(count, b.n, mass, share, first == 0);
     });
+    std::copy_n(mass, b.n, m);
+  } else {
+    labels.read(problem.target.labels + b.first, b.n, x.classes, problem.o.ignore_index);
+    for (int64_t i = 0; i < b.n; ++i) {
+      m[i] = problem.weight ? problem.weight[labels.t[i]] : acc_t(1);
+      at_label[i] = problem.rest() * m[i] * g[i];
+    }
   }
-  acc_t a[BLOCK], g[BLOCK], named[BLOCK], M[BLOCK], L[BLOCK];
-  acc_t counted[BLOCK];  // 0 where the row is ignored
-  int64_t t[BLOCK];
-  bool any_ignored = false;
-  for (int64_t i = 0; i < b.n; ++i) {
-    const int64_t r = b.first + i;
-    const Label<acc_t> label(problem.soft() ? 0 : problem.target.labels[r], x.classes,
-                             problem.weight, problem.o);
-    const bool ignored = !problem.soft() && label.ignored;
-    counted[i] = !ignored;
-    any_ignored |= ignored;
-    M[i] = up.max[r];
-    L[i] = up.log_sum[r];
-    g[i] = up.g[r];
-    t[i] = label.t;
-    named[i] = problem.rest() * label.weight * g[i];
-    const acc_t m = problem.soft() ? acc_t(mass[i])
-        : problem.weight && problem.smooth()
-        ? problem.rest() * label.weight + acc_t(problem.o.label_smoothing) * mean_weight
-        : label.weight;
-    a[i] = problem.soft() || label.counts ? up.factor(r, m, problem.o) : acc_t(NAN);
+  // Here and below what is rounded is written out. A compiler that joins a product and a sum by
+  // itself does not do it at the end of a loop, and a row's last bits would depend on its place.
+  each_vector<acc_t>(b.n, [&](int64_t i, int64_t n) INLINE {
+    auto mass = Vec<acc_t>::loadu(m + i, n);
+    if (!problem.soft() && problem.weight && problem.smooth()) {
+      mass = fmadd(Vec<acc_t>(problem.rest()), mass,
+                   Vec<acc_t>(acc_t(problem.o.label_smoothing) * mean_weight));
+    }
+    if (problem.o.z_loss) {
+      const auto lse = Vec<acc_t>::loadu(M + i, n) + Vec<acc_t>::loadu(L + i, n);
+      mass = fmadd(Vec<acc_t>(acc_t(2 * problem.o.z_loss)), lse, mass);
+    }
+    const auto G = Vec<acc_t>::loadu(g + i, n);
+    const auto factor =
+        up.q.data ? fmadd(G, mass, Vec<acc_t>::loadu(up.q.data + b.first + i, n)) : G * mass;
+    factor.store(a + i, n);
+  });
+  if (!labels.all_count) {
+    for (int64_t i = 0; i < b.n; ++i) a[i] = labels.counts[i] ? a[i] : acc_t(NAN);
   }
 
-  each_run(x.classes, [&](int64_t first, int64_t count) {
-    acc_t* tile_z = tile.read(first, count);
-    cap(tile_z, count * b.n, tile_z);
-    const acc_t* y = problem.soft() ? probabilities->read(first, count) : nullptr;
-    acc_t in_run[BLOCK];  // the label's class in the run, or −1
-    for (int64_t i = 0; i < b.n; ++i) {
-      in_run[i] = t[i] >= first && t[i] < first + count ? acc_t(t[i] - first) : acc_t(-1);
-    }
-    for (int64_t k = 0; k < count; ++k) {
-      const acc_t *z = tile_z + k * b.n, *p = y ? y + k * b.n : nullptr;
-      const Vec<acc_t> w(problem.weight ? problem.weight[first + k] : acc_t(1)),
-          even(problem.share());
-      const Vec<acc_t> at_k{acc_t(k)};
-      acc_t* d = to.begin(first + k);
-      each_vector<acc_t>(b.n, [&](int64_t i, int64_t n) INLINE {
-        const auto zi = Vec<acc_t>::loadu(z + i, n);
-        auto dz = Vec<acc_t>::loadu(a + i, n) *
-            exp<acc_t>((zi - Vec<acc_t>::loadu(M + i, n)) - Vec<acc_t>::loadu(L + i, n));
-        if (p) {
-          dz = dz - Vec<acc_t>::loadu(g + i, n) * problem.weighted(Vec<acc_t>::loadu(p + i, n), w);
-        } else {
-          if (problem.smooth()) dz = dz - even * Vec<acc_t>::loadu(g + i, n) * w;
-          dz = dz - ((Vec<acc_t>::loadu(in_run + i, n) == at_k) & Vec<acc_t>::loadu(named + i, n));
-        }
-        if (!cap.identity()) dz = cap.chain(dz, zi);
-        if (any_ignored) {
-          const auto counts = Vec<acc_t>::loadu(counted + i, n) != Vec<acc_t>(0);
-          dz = dz & counts;
-        }
-        dz.store(d + i, n);
-      });
-      to.end(first + k);
-    }
-  });
+  // `plain`: labels whose rows all count, neither smoothed nor of capped logits
+  const auto write = [&](auto plain) INLINE {
+    acc_t in_run[BLOCK], buffer[BLOCK];
+    const Vec<acc_t> even(problem.share());
+    each_run(x.classes, [&](int64_t first, int64_t count) INLINE {
+      const acc_t* y = problem.soft() ? probabilities.read(first, count) : nullptr;
+      // equal to k where the label is the run's class k
+      for (int64_t i = 0; !problem.soft() && i < b.n; ++i) in_run[i] = acc_t(labels.t[i] - first);
+      for (int64_t k = 0; k < count; ++k) {
+        const acc_t *z = cap(tile.once(first + k), b.n, buffer), *p = y ? y + k * b.n : nullptr;
+        const Vec<acc_t> w(problem.weight ? problem.weight[first + k] : acc_t(1));
+        const Vec<acc_t> at_k{acc_t(k)};
+        acc_t* d = to.begin(first + k);
+        each_vector<acc_t>(b.n, [&](int64_t i, int64_t n) INLINE {
+          const auto zi = Vec<acc_t>::loadu(z + i, n), A = Vec<acc_t>::loadu(a + i, n);
+          const auto e =
+              exp<acc_t>((zi - Vec<acc_t>::loadu(M + i, n)) - Vec<acc_t>::loadu(L + i, n));
+          const auto named = [&]() INLINE {
+            return (Vec<acc_t>::loadu(in_run + i, n) == at_k) & Vec<acc_t>::loadu(at_label + i, n);
+          };
+          Vec<acc_t> dz;
+          if constexpr (plain) {
+            dz = fmsub(A, e, named());
+          } else {
+            const auto G = Vec<acc_t>::loadu(g + i, n);
+            if (p) {
+              dz = fmsub(A, e, G * problem.weighted(Vec<acc_t>::loadu(p + i, n), w));
+            } else if (problem.smooth()) {
+              dz = fmsub(A, e, even * G * w) - named();
+            } else {
+              dz = fmsub(A, e, named());
+            }
+            if (!cap.identity()) dz = cap.chain(dz, zi);
+            if (labels.some_ignored) {
+              dz = dz & (Vec<acc_t>::loadu(labels.ignored + i, n) == Vec<acc_t>(0));
+            }
+          }
+          dz.store(d + i, n);
+        });
+        to.end(first + k);
+      }
+    });
+  };
+  if (!problem.soft() && !labels.some_ignored && !problem.smooth() && cap.identity()) {
+    write(std::true_type());
+  } else {
+    write(std::false_type());
+  }
 }
 
 template <typename T>

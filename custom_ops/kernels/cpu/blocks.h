@@ -69,8 +69,11 @@ void each_run(int64_t classes, F f) {
 template <typename acc_t>
 class Tile {
  public:
-  Tile(const Source<acc_t>& source, const View& x, const Block& b)
-      : source_(source), x_(x), b_(b), base_(b.outer * x.stride + b.column) {}
+  Tile(const Source<acc_t>& source, const View& x, const Block& b) : Tile(source, x, b, x.stride) {}
+
+  // Of numbers of another stride than x.
+  Tile(const Source<acc_t>& source, const View& x, const Block& b, int64_t stride)
+      : source_(source), x_(x), b_(b), stride_(stride), base_(b.outer * stride + b.column) {}
 
   // Reads the run. A block of one run is read once and then kept.
   acc_t* read(int64_t first, int64_t count) {
@@ -81,27 +84,40 @@ class Tile {
       return values_;
     }
     for (int64_t k = 0; k < count; ++k) {
-      const int64_t at = base_ + (first + k) * x_.inner;
-      // The hardware prefetcher does not recognise the step to the next class.
-      for (int64_t i = 0; i < b_.n; i += LINE) source_.prefetch(at + AHEAD * x_.inner + i);
-      const acc_t* slice = source_.load(at, b_.n, values_ + k * b_.n);
-      if (slice != values_ + k * b_.n) std::copy_n(slice, b_.n, values_ + k * b_.n);
+      acc_t* to = values_ + k * b_.n;
+      const acc_t* slice = load(first + k, to);
+      if (slice == to) continue;
+      each_vector<acc_t>(b_.n, [=](int64_t i, int64_t n) INLINE {
+        Vec<acc_t>::loadu(slice + i, n).store(to + i, n);
+      });
     }
     return values_;
+  }
+
+  // Class k, which is looked at once: where it lies, or in a buffer until the next is read.
+  const acc_t* once(int64_t k) {
+    return x_.inner == 1 ? read(0, x_.classes) + k * b_.n : load(k, values_);
   }
 
  private:
   static constexpr int64_t LINE = 64 / sizeof(acc_t), AHEAD = 4;
 
+  const acc_t* load(int64_t k, acc_t* buffer) const {
+    const int64_t at = base_ + k * x_.inner;
+    // The hardware prefetcher does not recognise the step to the next class.
+    for (int64_t i = 0; i < b_.n; i += LINE) source_.prefetch(at + AHEAD * x_.inner + i);
+    return source_.load(at, b_.n, buffer);
+  }
+
   void read_rows() {
-    const int64_t first = b_.first * x_.stride;
+    const int64_t first = b_.first * stride_;
     if (source_.direct()) {
-      transpose(source_.load(first, 0, nullptr), x_.stride, b_.n, x_.classes, values_, b_.n);
+      transpose(source_.load(first, 0, nullptr), stride_, b_.n, x_.classes, values_, b_.n);
       return;
     }
     acc_t rows[BLOCK * FEW_CLASSES];
     for (int64_t r = 0; r < b_.n; ++r) {
-      source_.load(first + r * x_.stride, x_.classes, &rows[r * x_.classes]);
+      source_.load(first + r * stride_, x_.classes, &rows[r * x_.classes]);
     }
     transpose(rows, x_.classes, b_.n, x_.classes, values_, b_.n);
   }
@@ -109,7 +125,7 @@ class Tile {
   Source<acc_t> source_;
   const View& x_;
   const Block& b_;
-  int64_t base_, first_ = -1;
+  int64_t stride_, base_, first_ = -1;
   alignas(64) acc_t values_[BLOCK * RUN];
 };
 

@@ -3,8 +3,6 @@
 //     ℓ = ⟨ỹ, (M − z) + L⟩ + λ·lse²        H = −Σ_k p_k log p_k
 #pragma once
 
-#include <optional>
-
 #include "few.h"
 #include "problem.h"
 
@@ -139,9 +137,8 @@ void forward_block(const Problem<acc_t>& problem, double weight_sum,
   const Source<acc_t> source(x.tensor);
   const Cap<acc_t> cap(problem.o);
   Tile<acc_t> tile(source, x, b);
-  const View dense = problem.dense();
-  std::optional<Tile<acc_t>> probabilities;
-  if (problem.soft()) probabilities.emplace(problem.target.probabilities, dense, b);
+  // as everything large here no std::optional, which clears it for every block
+  Tile<acc_t> probabilities(problem.target.probabilities, x, b, x.classes * x.inner);
   BlockStatistics<acc_t> found(b.n);
   BlockPrediction<acc_t> prediction;
   const bool spread = problem.soft() || problem.smooth();
@@ -160,7 +157,7 @@ void forward_block(const Problem<acc_t>& problem, double weight_sum,
         reference[i] = std::isfinite(found.max[i]) ? found.max[i] : acc_t(0);
       }
     }
-    const acc_t* y = problem.soft() ? probabilities->read(first, count) : nullptr;
+    const acc_t* y = problem.soft() ? probabilities.read(first, count) : nullptr;
     const auto share = [&](int64_t k, int64_t i, int64_t n) INLINE {
       const Vec<acc_t> w(problem.weight ? problem.weight[first + k] : acc_t(1));
       return y ? problem.weighted(Vec<acc_t>::loadu(y + k * b.n + i, n), w) : w;
@@ -175,17 +172,18 @@ void forward_block(const Problem<acc_t>& problem, double weight_sum,
   acc_t S[BLOCK], L[BLOCK];
   found.finish(b.n, S, L);
   const acc_t* M = found.max;
-  const auto label_of = [&](int64_t i) {
-    return Label<acc_t>(problem.target.labels[b.first + i], x.classes, problem.weight, problem.o);
-  };
   acc_t nll[BLOCK];
-  std::fill_n(nll, b.n, acc_t(0));
-  if (!problem.soft()) {
-    const acc_t* only_run = x.classes <= RUN ? tile.read(0, x.classes) : nullptr;
-    for (int64_t i = 0; i < b.n; ++i) {
-      const int64_t t = label_of(i).t;
-      acc_t z = only_run ? only_run[t * b.n + i] : source[b.at(x, i) + t * x.inner];
-      nll[i] = only_run ? z : *cap(&z, 1, &z);
+  BlockLabels<acc_t> labels;
+  if (problem.soft()) {
+    std::fill_n(nll, b.n, acc_t(0));
+  } else {
+    labels.read(problem.target.labels + b.first, b.n, x.classes, problem.o.ignore_index);
+    if (x.classes <= RUN) {
+      const acc_t* z = tile.read(0, x.classes);
+      for (int64_t i = 0; i < b.n; ++i) nll[i] = z[labels.t[i] * b.n + i];
+    } else {
+      for (int64_t i = 0; i < b.n; ++i) nll[i] = source[b.at(x, i) + labels.t[i] * x.inner];
+      cap(nll, b.n, nll);
     }
     for (int64_t i = 0; i < b.n; ++i) nll[i] = (M[i] - nll[i]) + L[i];
   }
@@ -197,7 +195,8 @@ void forward_block(const Problem<acc_t>& problem, double weight_sum,
         even =
             acc_t(distance[i] + mass[i] * ((double(M[i]) - double(reference[i])) + double(L[i])));
       }
-      const Label<acc_t> label = problem.soft() ? Label<acc_t>() : label_of(i);
+      const Label<acc_t> label(problem.soft() ? 0 : problem.target.labels[b.first + i], x.classes,
+                               problem.weight, problem.o);
       loss[i] = problem.loss(problem.soft() ? nullptr : &label, nll[i], even, M[i] + L[i]);
     }
   } else {
@@ -220,9 +219,9 @@ void forward_block(const Problem<acc_t>& problem, double weight_sum,
   std::copy_n(M, b.n, results.max + b.first);
   std::copy_n(L, b.n, results.log_sum + b.first);
   if (results.prediction) std::copy_n(prediction.at, b.n, results.prediction + b.first);
-  if (problem.soft()) return;
+  if (labels.all_count) return;
   for (int64_t i = 0; i < b.n; ++i) {
-    if (const auto label = label_of(i); !label.counts) results.unread(b.first + i, label.ignored);
+    if (!labels.counts[i]) results.unread(b.first + i, labels.ignored[i]);
   }
 }
 

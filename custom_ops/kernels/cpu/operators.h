@@ -88,11 +88,20 @@ inline Tensor total(const Tensor& x) {
 }
 
 inline void check_labels(const Tensor& labels, int64_t classes, int64_t ignore_index) {
-  const int64_t* t = labels.const_data_ptr<int64_t>();
-  for (int64_t r = 0; r < labels.numel(); ++r) {
-    if ((t[r] >= 0 && t[r] < classes) || t[r] == ignore_index) continue;
+  const int64_t *t = labels.const_data_ptr<int64_t>(), n = labels.numel();
+  const auto is_good = [=](int64_t label) {
+    // as a number without a sign, one below 0 is large
+    return (uint64_t(label) < uint64_t(classes)) | (label == ignore_index);
+  };
+  const auto count = [=](int64_t first, int64_t end, int64_t good) {
+    for (int64_t r = first; r < end; ++r) good += is_good(t[r]);
+    return good;
+  };
+  if (at::parallel_reduce(0, n, WORK, int64_t(0), count, std::plus<int64_t>()) == n) return;
+  for (int64_t r = 0; r < n; ++r) {
+    if (is_good(t[r])) continue;
     std::ostringstream where;
-    int64_t rest = r, block = labels.numel();
+    int64_t rest = r, block = n;
     for (int64_t d = 0; d < labels.dim(); ++d) {
       block /= labels.size(d);
       where << (d ? ", " : "[") << rest / block;

@@ -46,6 +46,30 @@ struct Label {
   }
 };
 
+// The labels of a block's rows, in loops that the compiler turns into vectors.
+template <typename acc_t>
+struct BlockLabels {
+  int64_t t[BLOCK];  // 0 where it does not count
+  acc_t counts[BLOCK], ignored[BLOCK];
+  bool all_count = true, some_ignored = false;
+
+  void read(const int64_t* labels, int64_t n, int64_t classes, int64_t ignore_index) {
+    int64_t counting = 0, ignoring = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t label = labels[i], is_ignored = label == ignore_index;
+      // as a number without a sign, one below 0 is large
+      const int64_t is_class = (uint64_t(label) < uint64_t(classes)) & (is_ignored ^ 1);
+      t[i] = is_class ? label : 0;
+      counts[i] = acc_t(is_class);
+      ignored[i] = acc_t(is_ignored);
+      counting += is_class;
+      ignoring += is_ignored;
+    }
+    all_count = counting == n;
+    some_ignored = ignoring > 0;
+  }
+};
+
 // The input as logits z, and the slope z' for the gradient.
 template <typename acc_t>
 class Cap {
@@ -91,13 +115,6 @@ struct Problem {
 
   acc_t share() const { return acc_t(o.label_smoothing / double(x.classes)); }  // ε/C
   acc_t rest() const { return acc_t(1 - o.label_smoothing); }                   // 1 − ε
-  // Where the probabilities lie.
-  View dense() const {
-    View like = x;
-    like.stride = x.classes * x.inner;
-    return like;
-  }
-
   bool soft() const { return bool(target.probabilities); }
   bool smooth() const { return o.label_smoothing != 0; }
 

@@ -75,13 +75,17 @@ inline INLINE void block_reduce(int64_t count, int64_t rows, acc_t empty, acc_t*
   }
 }
 
-// out[i] += Σ_k term(k, i), in double between runs of classes.
+// out[i] += Σ_k term(k, i), in double between runs of classes; in the `first` one there is no sum.
 template <typename acc_t, typename Term>
-void block_add(int64_t count, int64_t rows, double* out, Term term) {
+void block_add(int64_t count, int64_t rows, double* out, Term term, bool first = false) {
   acc_t part[BLOCK];
   const auto plus = [](auto a, auto b) INLINE { return a + b; };
   block_reduce<acc_t>(count, rows, acc_t(0), part, term, plus);
-  for (int64_t i = 0; i < rows; ++i) out[i] += part[i];
+  if (first) {
+    std::copy_n(part, rows, out);
+  } else {
+    for (int64_t i = 0; i < rows; ++i) out[i] += part[i];
+  }
 }
 
 // The same as RowStatistics for a block: one number for each of its rows.
@@ -90,10 +94,7 @@ struct BlockStatistics {
   acc_t max[BLOCK];
   double sum[BLOCK];
 
-  explicit BlockStatistics(int64_t rows) {
-    std::fill_n(max, rows, -INF<acc_t>);
-    std::fill_n(sum, rows, 0.0);
-  }
+  explicit BlockStatistics(int64_t rows) { std::fill_n(max, rows, -INF<acc_t>); }
 
   // Adds a run of `count` classes, class k of row i at z[k · rows + i].
   void add(int64_t count, int64_t rows, const acc_t* z) {
@@ -108,24 +109,30 @@ struct BlockStatistics {
       m[i] = max[i] > m[i] ? max[i] : m[i];
       shift[i] = m[i] == -INF<acc_t> ? acc_t(0) : m[i];
     }
-    for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t i = 0; !first_ && i < rows; ++i) {
       if (sum[i] != 0 && m[i] != max[i]) sum[i] *= std::exp(double(max[i]) - double(shift[i]));
-      max[i] = m[i];
     }
-    block_add<acc_t>(count, rows, sum, [=, &shift](int64_t k, int64_t i, int64_t n) INLINE {
+    std::copy_n(m, rows, max);
+    const auto term = [=, &shift](int64_t k, int64_t i, int64_t n) INLINE {
       return exp<acc_t>(Vec<acc_t>::loadu(z + k * rows + i, n) - Vec<acc_t>::loadu(shift + i, n));
-    });
+    };
+    block_add<acc_t>(count, rows, sum, term, first_);
+    first_ = false;
   }
 
   // M, Σ exp(z − M) and L, the last two NaN where M is no number to shift by.
   void finish(int64_t rows, acc_t* total, acc_t* log_sum) const {
     for (int64_t i = 0; i < rows; ++i) {
-      total[i] = std::isfinite(max[i]) ? acc_t(sum[i]) : acc_t(NAN);
+      const acc_t s = acc_t(sum[i]), no_shift = max[i] - max[i];  // 0, or NaN
+      total[i] = s + no_shift;
     }
     each_vector<acc_t>(rows, [=](int64_t i, int64_t count) INLINE {
       Vec<acc_t>::loadu(total + i, count).log().store(log_sum + i, count);
     });
   }
+
+ private:
+  bool first_ = true;  // there is no sum yet
 };
 
 }  // namespace custom_ops
