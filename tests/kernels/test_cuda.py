@@ -249,6 +249,28 @@ def test_the_node_and_the_function_give_the_same_bits(monkeypatch, weighted, kin
     torch.testing.assert_close(*results)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_long_rows_on_several_streams_at_once(dtype):
+    """Programs wait for one another there, whatever else the device has under way."""
+    x, v = (torch.randn(1500, 65_537, device="cuda").to(dtype) for _ in range(2))
+    p = F.softmax(x, 1)
+    wants = [p, torch.autograd.functional.vjp(lambda z: F.softmax(z, 1), x, v)[1]]
+    streams = [torch.cuda.Stream() for _ in range(3)]
+    torch.cuda.synchronize()
+    found = []
+    for _ in range(4):
+        for stream in streams:
+            with torch.cuda.stream(stream):
+                found.append([softmax(x, 1), custom_ops.contract(p, v)])
+    torch.cuda.synchronize()
+    for got in found:
+        assert all(map(torch.equal, got, found[0]))
+    for got, want in zip(found[0], wants, strict=True):
+        torch.testing.assert_close(got, want)
+    few = [softmax(x[70:72], 1), custom_ops.contract(p[70:72], v[70:72])]
+    assert all(torch.equal(a, b[70:72]) for a, b in zip(few, found[0], strict=True))
+
+
 def test_every_run_gives_the_same_bits():
     for shape, kind in itertools.product(
         [(4096, 10), (8, 1_000_000), (2, 21, 64, 64)], ["labels", "probabilities"]
