@@ -16,8 +16,9 @@ acc_t mean_rows(const Plan& plan, const Tensor& input, const Tensor& target,
   const Tensor labels = as_labels(target), w = weight ? weight->contiguous() : Tensor();
   const int64_t* t = labels.const_data_ptr<int64_t>();
   if (!weight) {
-    return acc_t(std::count_if(t, t + labels.numel(),
-                               [&](int64_t label) { return label != plan.o.ignore_index; }));
+    return acc_t(counted(t, labels.numel(), [ignored = plan.o.ignore_index](int64_t label) {
+      return label != ignored;
+    }));
   }
   std::vector<acc_t> rows(labels.numel());
   std::transform(t, t + labels.numel(), rows.begin(), [&](int64_t label) {

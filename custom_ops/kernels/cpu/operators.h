@@ -9,6 +9,7 @@
 #include <optional>
 #include <sstream>
 #include <tuple>
+#include <vector>
 
 #include "check.h"
 #include "backward.h"
@@ -63,9 +64,9 @@ Tensor mapped(const Tensor& p, const Tensor& v, int64_t dim) {
   return unview(out, dim);
 }
 
-// Σ x in double. The order of the additions depends on the length alone.
+// Σ x in double.
 template <typename acc_t>
-acc_t total(const acc_t* x, int64_t n) {
+double added(const acc_t* x, int64_t n) {
   double lanes[8] = {};
   int64_t i = 0;
   for (; i + 8 <= n; i += 8) {
@@ -74,7 +75,30 @@ acc_t total(const acc_t* x, int64_t n) {
   for (; i < n; ++i) lanes[0] += x[i];
   double sum = 0;
   for (const double lane : lanes) sum += lane;
-  return acc_t(sum);
+  return sum;
+}
+
+// The same by all threads. The order of the additions depends on the length alone.
+template <typename acc_t>
+acc_t total(const acc_t* x, int64_t n) {
+  if (n <= WORK) return acc_t(added(x, n));
+  std::vector<double> parts((n + WORK - 1) / WORK);
+  at::parallel_for(0, int64_t(parts.size()), 1, [&](int64_t part, int64_t end) {
+    for (; part < end; ++part) {
+      parts[part] = added(x + part * WORK, std::min(WORK, n - part * WORK));
+    }
+  });
+  return acc_t(added(parts.data(), int64_t(parts.size())));
+}
+
+// How many of n numbers `is` holds for.
+template <typename Is>
+int64_t counted(const int64_t* t, int64_t n, Is is) {
+  const auto count = [=](int64_t first, int64_t end, int64_t found) {
+    for (; first < end; ++first) found += is(t[first]);
+    return found;
+  };
+  return at::parallel_reduce(0, n, WORK, int64_t(0), count, std::plus<int64_t>());
 }
 
 inline Tensor total(const Tensor& x) {
@@ -93,11 +117,7 @@ inline void check_labels(const Tensor& labels, int64_t classes, int64_t ignore_i
     // as a number without a sign, one below 0 is large
     return (uint64_t(label) < uint64_t(classes)) | (label == ignore_index);
   };
-  const auto count = [=](int64_t first, int64_t end, int64_t good) {
-    for (int64_t r = first; r < end; ++r) good += is_good(t[r]);
-    return good;
-  };
-  if (at::parallel_reduce(0, n, WORK, int64_t(0), count, std::plus<int64_t>()) == n) return;
+  if (counted(t, n, is_good) == n) return;
   for (int64_t r = 0; r < n; ++r) {
     if (is_good(t[r])) continue;
     std::ostringstream where;
@@ -159,6 +179,7 @@ inline Found cross_entropy(const Tensor& input, const Tensor& target,
   const auto type = input.options().dtype(o.dtype);
   const Found found{at::empty(rows, type), at::empty(rows, type), at::empty(rows, type),
                     at::empty(of_stats, type.dtype(c10::kLong)), at::empty(of_stats, type)};
+  for (const auto& fresh : {found.loss, found.M, found.L}) advise_huge_pages(fresh);
   if (in.x.classes == 0) {
     for (const auto& empty : {found.loss, found.M, found.L, found.entropy}) empty.zero_();
     found.prediction.fill_(-1);
