@@ -65,6 +65,9 @@ def library(capability):
             "-std=c++20",
             *mode,
             "-fno-math-errno",
+            # a product and a sum are one operation where fmadd says so: a compiler joins them in whole
+            # vectors and not at the end of a loop, and a row's bits would depend on its place
+            "-ffp-contract=off",
             "-fvisibility=hidden",
             "-Wno-unknown-pragmas",
             *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),  # in the compiler's own headers

@@ -20,11 +20,15 @@ acc_t mean_rows(const Plan& plan, const Tensor& input, const Tensor& target,
       return label != ignored;
     }));
   }
-  std::vector<acc_t> rows(labels.numel());
-  std::transform(t, t + labels.numel(), rows.begin(), [&](int64_t label) {
-    return label == plan.o.ignore_index ? acc_t(0) : w.const_data_ptr<acc_t>()[label];
-  });
-  return total(rows.data(), labels.numel());
+  const Tensor rows = at::empty(labels.sizes(), w.options());
+  acc_t* of_row = rows.mutable_data_ptr<acc_t>();
+  at::parallel_for(0, labels.numel(), WORK,
+                   [=, of_class = w.const_data_ptr<acc_t>()](int64_t r, int64_t end) {
+                     for (; r < end; ++r) {
+                       of_row[r] = t[r] == plan.o.ignore_index ? acc_t(0) : of_class[t[r]];
+                     }
+                   });
+  return total(of_row, labels.numel());
 }
 
 // The upstream gradient of the rows: g itself, or one number for all, divided by that of a mean.

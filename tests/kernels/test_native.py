@@ -463,14 +463,26 @@ def test_a_rows_bits_do_not_depend_on_which_of_its_neighbours_are_ignored(shape,
         assert (some[ignored] == 0).all()
 
 
+PIXEL_OPTIONS = {
+    "plain": {},
+    "weights, z-loss": {"weight": True, "z_loss": 0.1},
+    "weights, smoothing": {"weight": True, "label_smoothing": 0.1},
+    "cap, z-loss": {"softcap": 5.0, "z_loss": 0.1},
+    "all": {"weight": True, "z_loss": 0.1, "label_smoothing": 0.1, "softcap": 5.0},
+}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("smoothed", [False, True])
+@pytest.mark.parametrize("soft", [False, True], ids=["labels", "probabilities"])
+@pytest.mark.parametrize("options", PIXEL_OPTIONS.values(), ids=PIXEL_OPTIONS)
 @pytest.mark.parametrize("classes", [2, 21, 40])
-def test_a_pixels_bits_do_not_depend_on_its_place(classes, smoothed, dtype):
+def test_a_pixels_bits_do_not_depend_on_its_place(classes, options, soft, dtype):
     x = torch.randn(1, classes, 150, dtype=dtype, requires_grad=True)
     target = torch.randint(classes, (1, 150))
-    weight = torch.rand(classes, dtype=dtype) + 0.5
-    options = {"weight": weight, "z_loss": 0.1, "label_smoothing": 0.1 * smoothed}
+    if soft:
+        target = torch.softmax(torch.randn(1, classes, 150, dtype=dtype), 1)
+    if "weight" in options:
+        options = options | {"weight": torch.rand(classes, dtype=dtype) + 0.5}
 
     def run(x: Tensor, target: Tensor) -> list[Tensor]:
         loss = cross_entropy(x, target, reduction="none", **options)
@@ -481,8 +493,23 @@ def test_a_pixels_bits_do_not_depend_on_its_place(classes, smoothed, dtype):
     whole = run(x, target)
     for first in (0, 1, 15, 120, 127, 148):
         at = slice(first, first + 2)
-        few = run(x.detach()[:, :, at].contiguous().requires_grad_(), target[:, at])
+        pixels = x.detach()[:, :, at].contiguous().requires_grad_()
+        few = run(pixels, target[..., at].contiguous())
         assert all(torch.equal(w[:, :, at], f) for w, f in zip(whole, few, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("soft", [False, True], ids=["labels", "probabilities"])
+@pytest.mark.parametrize("numbers", [(0.0, 0.0, 1.0, 0.0), NUMBERS[1]], ids=str)
+@pytest.mark.parametrize("shape", [(2, 21, 13, 17), (2, 70, 9, 5)], ids=str)
+def test_the_gradient_of_pixels_has_the_same_bits_in_place(shape, numbers, soft, dtype):
+    x, target, weight, g, q = inputs(shape, 1, dtype=dtype, soft=soft)
+    acc = native_dtype(dtype)
+    flat = (1, acc, -100, list(numbers))
+    _, M, L, *_ = ops.cross_entropy(x, target, weight, *flat, False)
+    want = ops.cross_entropy_vjp(x, target, weight, g, q, M, L, *flat)
+    ops.cross_entropy_vjp_(x, target, weight, g, q, M, L, *flat)
+    assert torch.equal(x, want)
 
 
 @pytest.mark.parametrize("spread", [1.0, 10.0])

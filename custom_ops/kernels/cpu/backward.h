@@ -145,8 +145,6 @@ void backward_block(const Problem<acc_t>& problem, const Upstream<acc_t>& up, ac
       at_label[i] = problem.rest() * m[i] * g[i];
     }
   }
-  // Here and below what is rounded is written out. A compiler that joins a product and a sum by
-  // itself does not do it at the end of a loop, and a row's last bits would depend on its place.
   each_vector<acc_t>(b.n, [&](int64_t i, int64_t n) INLINE {
     auto mass = Vec<acc_t>::loadu(m + i, n);
     if (!problem.soft() && problem.weight && problem.smooth()) {

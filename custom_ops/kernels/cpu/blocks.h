@@ -1,5 +1,5 @@
-// Two ways of going over (outer, classes, inner), and how the work is shared by threads. Rows of few
-// float32 classes have a third one on AVX-512, in few.h.
+// Two ways of going over (outer, classes, inner), and how the work is shared by threads. Rows of
+// few float32 classes have a third one on AVX-512 (groups.h).
 //
 //   a row     the classes lie side by side: vectors along the classes, one row after the other
 //   a block   up to BLOCK rows at once, vectors across the rows, one class after the other: where
@@ -96,7 +96,9 @@ class Tile {
 
   // Class k, which is looked at once: where it lies, or in a buffer until the next is read.
   const acc_t* once(int64_t k) {
-    return x_.inner == 1 ? read(0, x_.classes) + k * b_.n : load(k, values_);
+    if (x_.inner == 1) return read(0, x_.classes) + k * b_.n;
+    first_ = -1;  // nothing is kept
+    return load(k, values_);
   }
 
  private:

@@ -52,7 +52,7 @@ inline void cross_entropy_few(const Problem<float>& problem, float* loss, float*
   const __m512i starts = _mm512_mullo_epi32(
       _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
       _mm512_set1_epi32(int(C)));
-  const auto finish = [&](const Group& group) {
+  const auto finish = [&](const Group& group) {  // log_sum holds S until here
     const Float M = group.load(max), L = group.load(log_sum).log();
     const GroupLabels labels(problem.target.labels, group, C, problem.o.ignore_index);
     const Float z_t =
@@ -69,7 +69,7 @@ inline void cross_entropy_few(const Problem<float>& problem, float* loss, float*
     each_group(x, [&](const Group& group, const Lanes&) {
       const int64_t first = group.first * classes;
       Float M, S;
-      statistics<classes>(group, logits + first, x.numel() - first, M, S);
+      group_statistics<classes>(group, logits + first, x.numel() - first, M, S);
       group.store(max, M);
       group.store(log_sum, S);
     }, finish);

@@ -137,7 +137,7 @@ void forward_block(const Problem<acc_t>& problem, double weight_sum,
   const Source<acc_t> source(x.tensor);
   const Cap<acc_t> cap(problem.o);
   Tile<acc_t> tile(source, x, b);
-  // as everything large here no std::optional, which clears it for every block
+  // read for probabilities alone, and no std::optional: GCC clears all of it for every block
   Tile<acc_t> probabilities(problem.target.probabilities, x, b, x.classes * x.inner);
   BlockStatistics<acc_t> found(b.n);
   BlockPrediction<acc_t> prediction;

@@ -8,9 +8,12 @@
 //   statistics of up to  vectors across sixteen rows, one a class (`columns`): their exponentials
 //   sixteen classes      are not written, and need not lie as the logits do
 //
-// No lane is idle, and logarithms and labels are taken sixteen at a time. The order in which a row
-// is added up depends on C alone.
+// No lane of a map is idle, and logarithms and labels are taken sixteen at a time. The order in
+// which a row is added up depends on C alone.
 #pragma once
+
+#include <iterator>
+#include <utility>
 
 #include "blocks.h"
 #include "exp.h"
@@ -79,7 +82,7 @@ inline INLINE void read_rows(Float (&v)[GROUP], const Group& group, int64_t clas
   for (int64_t r = 0; r < GROUP; ++r) {
     const __mmask16 there = r < group.n ? all : 0, mask = there & tail;
     Float x = empty;
-    if constexpr (vectors == 2) x = _mm512_mask_mov_ps(empty, there, term(r, 0, there));
+    if constexpr (vectors == 2) x = _mm512_mask_mov_ps(empty, there, join(empty, term(r, 0, there)));
     if constexpr (vectors == 0) {
       for (int64_t k = 0; there && k < last; k += GROUP) x = join(x, term(r, k, all));
     }
@@ -103,7 +106,7 @@ inline INLINE Float over_rows(const Group& group, int64_t classes, float empty, 
 
 template <typename Term>
 inline INLINE Float sums(const Group& group, int64_t classes, Term term) {
-  return over_rows(group, classes, 0, term, [](Float a, Float b) INLINE { return a + b; });
+  return over_rows(group, classes, 0, term, Plus());
 }
 
 // M of each row of the logits from z.
@@ -171,12 +174,12 @@ inline INLINE Float exponentials(const Group& group, const Lanes& lanes, const f
   });
 }
 
-// Lane r of column k is class k of row r, of sixteen rows from z. Three numbers behind them may be
-// read.
+// Lane r of column k is class k of row r, of sixteen rows from z. Four numbers are read at a time, at
+// the end of the last row up to three that lie behind it.
 template <int C>
 inline INLINE void columns(const float* z, Float (&column)[C]) {
   for (int k = 0; k < C; k += 4) {
-    __m512 rows[4];  // row 4·l + j in the l-th quarter of the j-th
+    __m512 rows[4];  // in rows[j] four numbers each of the rows j, 4 + j, 8 + j and 12 + j
     for (int j = 0; j < 4; ++j) {
       const float* const from = z + j * C + k;
       rows[j] = _mm512_castps128_ps512(_mm_loadu_ps(from));
@@ -184,7 +187,8 @@ inline INLINE void columns(const float* z, Float (&column)[C]) {
       rows[j] = _mm512_insertf32x4(rows[j], _mm_loadu_ps(from + 8 * C), 2);
       rows[j] = _mm512_insertf32x4(rows[j], _mm_loadu_ps(from + 12 * C), 3);
     }
-    __m512d pairs[4];  // of rows 0 and 1: classes 0 and 1, classes 2 and 3; the same of 2 and 3
+    // of rows 0 and 1 (and 4 and 5, …) classes 0 and 1, then classes 2 and 3; of rows 2 and 3 so
+    __m512d pairs[4];
     for (int j = 0; j < 4; j += 2) {
       pairs[j] = _mm512_castps_pd(_mm512_unpacklo_ps(rows[j], rows[j + 1]));
       pairs[j + 1] = _mm512_castps_pd(_mm512_unpackhi_ps(rows[j], rows[j + 1]));
@@ -197,9 +201,9 @@ inline INLINE void columns(const float* z, Float (&column)[C]) {
   }
 }
 
-// The numbers of x joined, four sums apart.
+// Lane by lane, the vectors of x joined, in four chains that do not wait for one another.
 template <int n, typename Join>
-inline INLINE Float together(const Float (&x)[n], Join join) {
+inline INLINE Float joined_lanes(const Float (&x)[n], Join join) {
   Float parts[4];
   for (int i = 0; i < n; ++i) parts[i % 4] = i < 4 ? x[i] : join(parts[i % 4], x[i]);
   Float all = parts[0];
@@ -207,9 +211,9 @@ inline INLINE Float together(const Float (&x)[n], Join join) {
   return all;
 }
 
-// M and S = Σ exp(z − M) of a group of rows of C classes; from z on, `left` numbers may be read.
+// M and S = Σ exp(z − M) of a group of rows of C classes. From z on the tensor has `left` numbers.
 template <int C>
-inline INLINE void statistics(const Group& group, const float* z, int64_t left, Float& M,
+inline INLINE void group_statistics(const Group& group, const float* z, int64_t left, Float& M,
                               Float& S) {
   Float column[C];
   float copied[GROUP * C + 3];
@@ -218,12 +222,13 @@ inline INLINE void statistics(const Group& group, const float* z, int64_t left, 
     z = copied;
   }
   columns<C>(z, column);
-  M = together(column, [](Float a, Float b) INLINE { return larger(a, b); });
+  M = joined_lanes(column, [](Float a, Float b) INLINE { return larger(a, b); });
   for (int k = 0; k < C; ++k) column[k] = exp<float>(column[k] - M);
-  S = together(column, [](Float a, Float b) INLINE { return a + b; });
+  S = joined_lanes(column, Plus());
 }
 
-// Calls f with the number of classes as a constant, if they are no more than a vector's lanes.
+// Calls f with the number of classes as a constant, the one of 1 … 16 that is equal; returns whether
+// there is one.
 template <typename F>
 bool with_constant(int64_t classes, F f) {
   return [&]<int... C>(std::integer_sequence<int, C...>) {

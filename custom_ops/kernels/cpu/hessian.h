@@ -56,7 +56,7 @@ void hessian_row(const Problem<acc_t>& problem, const Upstream<acc_t>& up, acc_t
   const bool even = problem.soft() || problem.smooth();
   each_run([&](int64_t, int64_t n, const acc_t* u, auto p, auto y) {
     p_u += sum<acc_t>(n, [&](int64_t i, int64_t count) INLINE {
-      return p(i, count) * Vec<acc_t>::loadu(u + i, count);
+      return Times<acc_t>{p(i, count), Vec<acc_t>::loadu(u + i, count)};
     });
     if (!even) return;
     y_u += sum<acc_t>(n, [&](int64_t i, int64_t count) INLINE {

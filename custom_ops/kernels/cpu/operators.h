@@ -6,6 +6,7 @@
 #include <ATen/ops/empty_like.h>
 #include <c10/util/Exception.h>
 
+#include <functional>
 #include <optional>
 #include <sstream>
 #include <tuple>
@@ -64,7 +65,7 @@ Tensor mapped(const Tensor& p, const Tensor& v, int64_t dim) {
   return unview(out, dim);
 }
 
-// Σ x in double.
+// Σ x in double, by one thread.
 template <typename acc_t>
 double added(const acc_t* x, int64_t n) {
   double lanes[8] = {};
@@ -78,7 +79,7 @@ double added(const acc_t* x, int64_t n) {
   return sum;
 }
 
-// The same by all threads. The order of the additions depends on the length alone.
+// Σ x in double, by all threads. The order of the additions depends on the length alone.
 template <typename acc_t>
 acc_t total(const acc_t* x, int64_t n) {
   if (n <= WORK) return acc_t(added(x, n));
@@ -179,7 +180,9 @@ inline Found cross_entropy(const Tensor& input, const Tensor& target,
   const auto type = input.options().dtype(o.dtype);
   const Found found{at::empty(rows, type), at::empty(rows, type), at::empty(rows, type),
                     at::empty(of_stats, type.dtype(c10::kLong)), at::empty(of_stats, type)};
-  for (const auto& fresh : {found.loss, found.M, found.L}) advise_huge_pages(fresh);
+  for (const auto& fresh : {found.loss, found.M, found.L, found.prediction, found.entropy}) {
+    advise_huge_pages(fresh);
+  }
   if (in.x.classes == 0) {
     for (const auto& empty : {found.loss, found.M, found.L, found.entropy}) empty.zero_();
     found.prediction.fill_(-1);

@@ -49,8 +49,8 @@ struct Label {
 // The labels of a block's rows, in loops that the compiler turns into vectors.
 template <typename acc_t>
 struct BlockLabels {
-  int64_t t[BLOCK];  // 0 where it does not count
-  acc_t counts[BLOCK], ignored[BLOCK];
+  int64_t t[BLOCK];                     // 0 where it does not count
+  acc_t counts[BLOCK], ignored[BLOCK];  // 1 or 0
   bool all_count = true, some_ignored = false;
 
   void read(const int64_t* labels, int64_t n, int64_t classes, int64_t ignore_index) {

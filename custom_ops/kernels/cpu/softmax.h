@@ -202,7 +202,7 @@ void log_softmax_kernel(const View& z, const View& y) {
 template <typename T>
 void contract_kernel(const View& p, const View& v, const View& out) {
   reduce_and_map<T>(
-      p, v, out, [](auto p, auto v) INLINE { return p * v; },
+      p, v, out, [](auto p, auto v) INLINE { return Times<acc_of<T>>{p, v}; },
       [](auto p, auto v, auto pv) INLINE { return p * (v - pv); });
 }
 
@@ -218,7 +218,7 @@ void log_softmax_vjp_kernel(const View& y, const View& v, const View& out) {
 template <typename T>
 void log_softmax_jvp_kernel(const View& y, const View& v, const View& out) {
   reduce_and_map<T>(
-      y, v, out, [](auto y, auto v) INLINE { return exp<T>(y) * v; },
+      y, v, out, [](auto y, auto v) INLINE { return Times<acc_of<T>>{exp<T>(y), v}; },
       [](auto, auto v, auto pv) INLINE { return v - pv; });
 }
 

@@ -75,12 +75,11 @@ inline INLINE void block_reduce(int64_t count, int64_t rows, acc_t empty, acc_t*
   }
 }
 
-// out[i] += Σ_k term(k, i), in double between runs of classes; in the `first` one there is no sum.
+// out[i] += Σ_k term(k, i), in double between runs of classes; with `first` written, not added to.
 template <typename acc_t, typename Term>
 void block_add(int64_t count, int64_t rows, double* out, Term term, bool first = false) {
   acc_t part[BLOCK];
-  const auto plus = [](auto a, auto b) INLINE { return a + b; };
-  block_reduce<acc_t>(count, rows, acc_t(0), part, term, plus);
+  block_reduce<acc_t>(count, rows, acc_t(0), part, term, Plus());
   if (first) {
     std::copy_n(part, rows, out);
   } else {
@@ -123,7 +122,7 @@ struct BlockStatistics {
   // M, Σ exp(z − M) and L, the last two NaN where M is no number to shift by.
   void finish(int64_t rows, acc_t* total, acc_t* log_sum) const {
     for (int64_t i = 0; i < rows; ++i) {
-      const acc_t s = acc_t(sum[i]), no_shift = max[i] - max[i];  // 0, or NaN
+      const acc_t s = acc_t(sum[i]), no_shift = max[i] - max[i];  // 0, or ∞ − ∞: NaN
       total[i] = s + no_shift;
     }
     each_vector<acc_t>(rows, [=](int64_t i, int64_t count) INLINE {

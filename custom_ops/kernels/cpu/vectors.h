@@ -87,6 +87,23 @@ inline INLINE void fill(T* to, int64_t n, F f) {
   }
 }
 
+// x ⊙ y, as the term of a sum, which adds it in one rounding.
+template <typename T>
+struct Times {
+  Vec<T> x, y;
+};
+
+struct Plus {
+  template <typename T>
+  INLINE Vec<T> operator()(Vec<T> a, Vec<T> b) const {
+    return a + b;
+  }
+  template <typename T>
+  INLINE Vec<T> operator()(Vec<T> a, Times<T> b) const {
+    return at::vec::fmadd(b.x, b.y, a);
+  }
+};
+
 // Joins term(i, count) over 0 … n − 1. Four independent sums hide the latency of an addition, and
 // round off less than one.
 template <typename T, typename Term, typename Join>
@@ -106,7 +123,7 @@ inline INLINE T reduce(int64_t n, T empty, Term term, Join join) {
 
 template <typename T, typename Term>
 inline INLINE T sum(int64_t n, Term term) {
-  return reduce<T>(n, T(0), term, [](Vec<T> a, Vec<T> b) { return a + b; });
+  return reduce<T>(n, T(0), term, Plus());
 }
 
 // The larger of a and b, or either if one is NaN. One instruction; a maximum that keeps NaN takes
