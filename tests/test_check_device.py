@@ -44,6 +44,16 @@ def test_a_part_tells_how_it_ended_and_keeps_what_it_said(script, tmp_path, code
 
 
 def test_a_part_that_goes_on_is_ended_at_its_limit(script, tmp_path):
-    command = (sys.executable, "-c", "import time; time.sleep(3600)")
-    line = script.run(script.Part("a part", command, 0.1), tmp_path)
+    """With the processes that it has started."""
+    started = "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', sleep]); "
+    sleep = "import time; time.sleep(3600)"
+    command = (
+        sys.executable,
+        "-c",
+        f"sleep = {sleep!r}; {started}print(p.pid, flush=True); p.wait()",
+    )
+    line = script.run(script.Part("a part", command, 10), tmp_path)
     assert line.startswith("a part: ended at its limit")
+    child = int((tmp_path / "a part.txt").read_text())
+    status = Path(f"/proc/{child}/stat")
+    assert not status.exists() or status.read_text().split()[2] == "Z"

@@ -249,13 +249,43 @@ def test_the_node_and_the_function_give_the_same_bits(monkeypatch, weighted, kin
     torch.testing.assert_close(*results)
 
 
+def test_a_graph_captures_softmax_over_long_rows():
+    """With the clearing of the counters on which its programs wait."""
+    x, v = (torch.randn(40, 70_001, device="cuda") for _ in range(2))
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        custom_ops.contract(softmax(x, 1), v)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        p = softmax(x, 1)
+        captured = [p, custom_ops.contract(p, v)]
+    for _ in range(3):
+        x.copy_(torch.randn_like(x))
+        graph.replay()
+        p = softmax(x, 1)
+        assert all(map(torch.equal, captured, [p, custom_ops.contract(p, v)]))
+
+
+@pytest.mark.parametrize("shape", [(1, 5_000_000), (3, 1000, 31, 33), (2, 1000, 64, 64)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
+def test_long_rows_however_they_lie(shape, dtype):
+    x, v = (torch.randn(shape, device="cuda").to(dtype) for _ in range(2))
+    p, exact = softmax(x, 1), F.softmax(x.double(), 1)
+    torch.testing.assert_close(p, exact.to(dtype))
+    p64, v64 = p.double(), v.double()
+    want = p64 * (v64 - (p64 * v64).sum(1, keepdim=True))
+    torch.testing.assert_close(custom_ops.contract(p, v, 1), want.to(dtype))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_long_rows_on_several_streams_at_once(dtype):
     """Programs wait for one another there, whatever else the device has under way."""
     x, v = (torch.randn(1500, 65_537, device="cuda").to(dtype) for _ in range(2))
     p = F.softmax(x, 1)
     wants = [p, torch.autograd.functional.vjp(lambda z: F.softmax(z, 1), x, v)[1]]
-    streams = [torch.cuda.Stream() for _ in range(3)]
+    streams = [torch.cuda.Stream(priority=n) for n in (0, -1, 0)]
     torch.cuda.synchronize()
     found = []
     for _ in range(4):

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import custom_ops
 from custom_ops.kernels import Options, Problem, Rows, cpu, cuda, eager
+from custom_ops.kernels.cuda.tiles import CHUNK, tiles
 from custom_ops.row import Row
 
 pytestmark = [
@@ -455,25 +456,26 @@ def test_long_rows_in_turns(monkeypatch, name):
 
 @given(
     rows=st.integers(1, 500),
-    classes=st.integers(20_000, 300_000),
-    tensors=st.integers(1, 2),
+    classes=st.integers(40_000, 300_000),
+    inner=st.sampled_from([1, 7, 64]),
+    dtype=st.sampled_from([torch.float64, torch.float32]),
+    op=st.sampled_from([(1, CHUNK), (2, CHUNK // 2)]),
     ahead=st.integers(0, 2**25),
 )
-def test_a_program_waits_for_programs_before_it_alone(rows, classes, tensors, ahead):
+def test_a_program_waits_for_programs_before_it_alone(rows, classes, inner, dtype, op, ahead):
     """And every chunk is mapped once."""
     from custom_ops.kernels.cuda import turns
-    from custom_ops.kernels.cuda.tiles import tiles
 
-    t = tiles(classes, 1, torch.float32, tensors)
+    t = tiles(classes, inner, dtype, *op)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(turns, "AHEAD", ahead)
-        lead = turns.lead(t, rows, torch.float32, tensors)
+        lead = turns.lead(t, rows, dtype, op[0])
     chunks = t.programs(rows)
     assert 0 < lead <= chunks
     for number in {lead, (lead + chunks) // 2, chunks + lead - 1}:
-        row = (number - lead) // t.chunks
-        assert row < rows
-        assert (row + 1) * t.chunks - 1 < min(number, chunks)
+        group = (number - lead) // t.chunks
+        assert group * t.rows < rows
+        assert (group + 1) * t.chunks - 1 < min(number, chunks)
 
 
 # The Hessian product of the last layer.

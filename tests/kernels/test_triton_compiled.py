@@ -393,27 +393,31 @@ def test_rows_between_two_vectors_are_written_a_vector_at_a_time(monkeypatch, tm
         assert accesses.count(narrow) == 8 * accesses.count(wide)
 
 
+@pytest.mark.parametrize("dtype", [F32, F64, BF16], ids=str)
+@pytest.mark.parametrize("shape", [(2, 131072), (1, 1000, 8, 8)], ids=str)  # of several threads
+@pytest.mark.parametrize("function", [softmax, maps])
 @pytest.mark.parametrize("architecture", TARGETS.values(), ids=TARGETS)
-@pytest.mark.parametrize(("function", "sums"), [(softmax, 2), (maps, 1)])
 def test_a_chunks_sums_are_announced_once_all_threads_have_written_them(
-    monkeypatch, tmp_path: Path, function, sums, architecture
+    monkeypatch, tmp_path: Path, architecture, function, shape, dtype
 ):
     """And read once they are all there; by PTX's memory model both need a barrier beside them."""
-    for launch in launches(monkeypatch, function, {"shape": (2, 131072), "dtype": BF16}):
+    for launch in launches(monkeypatch, function, {"shape": shape, "dtype": dtype}):
         if not launch.kernel.__name__.endswith("_chunks"):
             continue
         launch.compiled(architecture, False, tmp_path)
         ptx = (tmp_path / "kernel.ptx").read_text()
         steps = {
-            r"st\.global\.b32": "w",  # the sums, the results being vectors
+            r"atom\.global\.gpu\.relaxed": "D",  # the number is drawn
+            r"ld\.global\.(?:v\d\.)?[bf]\d+": "r",
+            r"st\.global\.(?:v\d\.)?[bf]\d+": "w",
             r"bar(?:rier\.cta)?\.sync": "|",
             r"atom\.global\.gpu\.release": "R",
             r"(?:atom|ld)\.global\.gpu\.acquire": "A",
-            r"ld\.global\.b32": "r",
         }
         found = re.finditer("|".join(f"({pattern})" for pattern in steps), ptx)
         order = "".join(list(steps.values())[m.lastindex - 1] for m in found)
-        assert re.fullmatch(r"\|*" + r"\|*w" * sums + r"\|+R\|*A\|+r+\|*", order), order
+        # the logits, their sums; the sums of the row and the logits, the results
+        assert re.fullmatch(r"\|*D\|+r[r|]*w[w|]*\|R\|*A\|+r[r|]*w[w|]*", order), order
 
 
 def test_no_kernel_is_left_out(monkeypatch):

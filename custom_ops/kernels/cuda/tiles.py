@@ -1,8 +1,8 @@
 """How much a program takes: a tile of rows × classes, all of it in registers, once or in steps.
 
 A tile holds whole rows where they fit and all of a row is needed at once. Longer rows come in
-chunks: one kernel takes the sums of every chunk, and whoever needs a row's sums adds those of its
-chunks, in one order. So a few long rows fill a device as many rows do, and no atomic is needed.
+chunks: the sums of every chunk are taken by themselves, and whoever needs a row's sums adds those
+of its chunks, in one order. So a few long rows fill a device as many rows do.
 What is but summed up or mapped takes narrower tiles, and a program goes from one to the next.
 
 The choice depends on the classes and the dtype alone, never on the number of rows or on the device:
@@ -60,8 +60,8 @@ class Tiles(NamedTuple):
 def tiles(classes: int, inner: int, dtype: torch.dtype, tensors: int, chunk: int = CHUNK) -> Tiles:
     """Return the tiles for a computation in `dtype` that holds a tile of each of `tensors`.
 
-    Three tensors with as many numbers as two spill registers. `chunk` is of a row that no tile
-    holds.
+    Three tensors with as many numbers as two spill registers. `chunk` is how many numbers a program
+    has of rows that no tile holds.
     """
     share = narrow(dtype) * (2 if tensors > 2 else 1)
     whole, slices = power_of_two(classes), CHUNK // share
@@ -73,7 +73,7 @@ def tiles(classes: int, inner: int, dtype: torch.dtype, tensors: int, chunk: int
     elif whole * SLICE <= slices:
         rows, block = min(slices // whole, MAX_SLICE), whole
     else:
-        rows, block = SLICE, slices // SLICE
+        rows, block = SLICE, chunk // share // SLICE
     least = SHARERS if whole <= SHORT else 1
     warps = min(max(rows * block * narrow(dtype) // PER_WARP, least), 32)
     return Tiles(rows, block, ceil_div(classes, block), warps)
