@@ -65,8 +65,8 @@ def library(capability):
             "-std=c++20",
             *mode,
             "-fno-math-errno",
-            # a product and a sum are one operation where fmadd says so: a compiler joins them in whole
-            # vectors and not at the end of a loop, and a row's bits would depend on its place
+            # A product and a sum are one operation where fmadd says so. A compiler joins them in
+            # whole vectors and not at the end of a loop: a row's bits would depend on its place.
             "-ffp-contract=off",
             "-fvisibility=hidden",
             "-Wno-unknown-pragmas",

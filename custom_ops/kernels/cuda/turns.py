@@ -3,8 +3,8 @@
 A row that no tile holds is read twice: for its sums, and once they are known. In two launches all
 of the tensor goes through the cache in between. Here the programs of one launch draw numbers, and
 program t takes the sums of chunk t and then maps chunk t − lead, which the cache should still have,
-so that the device's memory is read once. (Single-pass scans wait for one another in this way; Merrill
-and Garland, 2016, who call it decoupled look-back.)
+so that the device's memory is read once. (Programs wait for one another in this way in single-pass
+scans: Merrill and Garland, 2016, who call it decoupled look-back.)
 
 Before it maps, a program waits for the sums of its row. All of them are of smaller numbers, and a
 program that has drawn its number runs, and takes its sums before it waits. So no wait is for ever,
@@ -22,8 +22,8 @@ from custom_ops.kernels.cuda.tiles import Tiles, ceil_div
 __all__ = ["announced", "awaited", "counters", "drawn", "lead"]
 
 #: Bytes that are summed, beside a row, before the first chunk is mapped. With as many that are
-#: written it is about half of the cache of an A100 or H100, and about what is under way at once: less
-#: would wait longer, more would be read again from memory.
+#: written it is about half of the cache of an A100 or H100, and about what is under way at once:
+#: less would wait longer, more would be read again from memory.
 AHEAD = 12 * 2**20
 BLOCK = 1024  # counters that a program clears
 
