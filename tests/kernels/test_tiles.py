@@ -5,14 +5,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from custom_ops.kernels.cuda.tiles import Tiles, elementwise_tiles, stepped_tiles, tiles
+from custom_ops.kernels.cuda.tiles import (
+    Tiles,
+    elementwise_tiles,
+    split_tiles,
+    stepped_tiles,
+    tiles,
+)
 
 SIZES = st.one_of(st.integers(1, 300), st.integers(1, 300_000))
 
 
 def idle(t: Tiles, classes: int) -> float:
     """The share of the classes of all tiles of a row that are not there."""
-    return 1 - classes / (t.classes * t.steps * t.chunks)
+    return 1 - classes / (t.classes * t.steps * t.chunks + t.rest)
 
 
 @pytest.mark.parametrize(
@@ -60,6 +66,34 @@ def test_tiles_cover_a_row_once_and_are_of_powers_of_two(classes, inner, dtype, 
         assert t.rows * t.classes * (4 if dtype == torch.float64 else 1) <= max(
             whole.rows * whole.classes * (4 if dtype == torch.float64 else 1), 32 * 32 * t.warps
         )
+
+
+@given(
+    classes=SIZES,
+    inner=st.sampled_from([1, 2, 4096]),
+    dtype=st.sampled_from([torch.float64, torch.float32]),
+    tensors=st.integers(1, 2),
+)
+def test_of_rows_needed_whole_two_tiles_have_less_idle(classes, inner, dtype, tensors):
+    whole = tiles(classes, inner, dtype, tensors)
+    split = split_tiles(whole, classes, inner)
+    if split == whole:
+        least = 128 if inner == 1 else 8
+        assert (
+            whole.chunks > 1
+            or idle(whole, classes) <= 1 / 8
+            or (
+                # three quarters and more are there, or two tiles would be as wide
+                classes > whole.classes * 3 // 4 or whole.classes <= 2 * least
+            )
+        )
+        return
+    assert split.classes < classes <= split.classes + split.rest < whole.classes
+    assert idle(split, classes) < idle(whole, classes)
+    for number in (split.classes, split.rest):
+        assert number & (number - 1) == 0 < number
+    if classes > 1024:
+        assert idle(split, classes) <= 1 / 4
 
 
 @given(classes=SIZES, inner=st.sampled_from([1, 2, 4096]), wide=st.booleans())

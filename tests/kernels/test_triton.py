@@ -35,6 +35,9 @@ SHAPES = {
     "a thousand": ((3, 1000), 1),
     "a power of two": ((2, 1024), 1),
     "one more": ((2, 1025), 1),
+    "in two tiles": ((5, 600), 1),
+    "pixels in two tiles": ((2, 19, 5, 7), 1),
+    "side by side in two tiles": ((2, 21, 4, 8), 1),
     "rows in steps": ((3, 1500), 1),
     "several steps": ((2, 4200), 1),
     "chunks": ((2, 20_000), 1),
@@ -65,6 +68,18 @@ def shape_dim(request):
 
 def assert_close(got, want) -> None:
     torch.testing.assert_close(got, want, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "path", ["a thousand", "in two tiles", "side by side in two tiles", "chunks"]
+)
+def test_wherever_the_largest_logit_lies_softmax_does_not_overflow(path):
+    shape, dim = SHAPES[path]
+    for at in (0, shape[1] // 2, shape[1] - 1):
+        z = torch.randn(shape)
+        z[:, at] = 3e4
+        assert_close(cuda.kernels.softmax(z, dim), eager.softmax(z, dim))
+        assert_close(cuda.kernels.log_softmax(z, dim), eager.log_softmax(z, dim))
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -395,7 +410,7 @@ def test_of_rows_that_begin_between_two_vectors_every_number_is_written_once(cla
     assert torch.equal(memory[-classes:], before[-classes:])
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", [*PATHS, "in two tiles", "side by side in two tiles"])
 def test_a_rows_bits_are_the_same_in_every_batch_and_every_run(path):
     (outer, *rest), o = SHAPES[path][0], options("all", 1, torch.float32)
     x, target, weight = case((outer, *rest), 1, o, torch.float32, False, True)

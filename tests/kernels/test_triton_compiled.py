@@ -84,6 +84,7 @@ SHAPES = {
     "few classes": (128, 10),
     "a thousand": (64, 1000),
     "in steps": (2, 10_000),
+    "in two tiles": (2, 20_000),
     "a whole row": (2, 16384),
     "chunks": (2, 128256),
     "between two vectors": (2, 50257),

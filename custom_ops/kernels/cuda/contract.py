@@ -14,8 +14,8 @@ from custom_ops.kernels.cuda.launch import fresh, launch, on_device
 from custom_ops.kernels.cuda.layout import fresh_like, unview, view, view_like
 from custom_ops.kernels.cuda.parameters import tile_of
 from custom_ops.kernels.cuda.rows import chunk_cells, dense, multiples, place, placed
-from custom_ops.kernels.cuda.tile import across, located, read, write
-from custom_ops.kernels.cuda.tiles import CHUNK, tiles
+from custom_ops.kernels.cuda.tile import across, located, located_rest, read, write
+from custom_ops.kernels.cuda.tiles import CHUNK, split_tiles, tiles
 from custom_ops.kernels.cuda.turns import announced, awaited, counters, drawn, lead
 from custom_ops.kernels.problem import statistics_dtype
 
@@ -43,10 +43,9 @@ def mapped(p, v, total, MAP: tl.constexpr):
 
 
 @triton.jit
-def pair(p, v, r, first, shape, KIND: tl.constexpr):
+def pair(p, v, r, tile, shape, KIND: tl.constexpr):
     """The tiles, 0 in the padding, which adds nothing to a sum; and where v and the result lie."""
     rows, classes, inner, _ = shape
-    tile = located(r, first, shape, KIND)
     to = across(tile, r, inner, dense(classes, inner), KIND)
     a = read(p, tile, r < rows, 0.0, KIND).to(KIND.ACC)
     return a, read(v, to, r < rows, 0.0, KIND).to(KIND.ACC), to
@@ -54,12 +53,16 @@ def pair(p, v, r, first, shape, KIND: tl.constexpr):
 
 @triton.jit(do_not_specialize=["rows"])
 def map_whole(p, v, out, rows, sizes, MAP: tl.constexpr, KIND: tl.constexpr):
-    """Rows that fit in a tile."""
+    """Rows that fit in a tile, or in two."""
     shape = multiples(rows, sizes, KIND)
     rows = shape[0]
     r, first, _ = place(rows, 1, KIND)
-    a, b, to = pair(p, v, r, first, shape, KIND)
+    a, b, to = pair(p, v, r, located(r, first, shape, KIND), shape, KIND)
     total = tl.sum(terms(a, b, MAP), 1)
+    if KIND.REST > 0:
+        c, d, to_rest = pair(p, v, r, located_rest(r, shape, KIND), shape, KIND)
+        total += tl.sum(terms(c, d, MAP), 1)
+        write(out, to_rest, r < rows, mapped(c, d, total[:, None], MAP), KIND)
     write(out, to, r < rows, mapped(a, b, total[:, None], MAP), KIND)
 
 
@@ -67,7 +70,7 @@ def map_whole(p, v, out, rows, sizes, MAP: tl.constexpr, KIND: tl.constexpr):
 def chunk_sum(p, v, partials, program, shape, chunks, MAP: tl.constexpr, KIND: tl.constexpr):
     """The sum of a chunk: partials[r, chunk]."""
     r, first, chunk = placed(program, shape[0], chunks, KIND)
-    a, b, _ = pair(p, v, r, first, shape, KIND)
+    a, b, _ = pair(p, v, r, located(r, first, shape, KIND), shape, KIND)
     to = partials + r.to(tl.int64) * chunks + chunk
     tl.store(to, tl.sum(terms(a, b, MAP), 1), mask=r < shape[0])
 
@@ -79,7 +82,7 @@ def chunk_map(p, v, out, partials, program, shape, chunks, MAP: tl.constexpr, KI
     r, first, _ = placed(program, rows, chunks, KIND)
     at, known = chunk_cells(r, rows, chunks, KIND)
     total = tl.sum(tl.load(partials + at, mask=known, other=0.0), 1)
-    a, b, to = pair(p, v, r, first, shape, KIND)
+    a, b, to = pair(p, v, r, located(r, first, shape, KIND), shape, KIND)
     write(out, to, r < rows, mapped(a, b, total[:, None], MAP), KIND)
 
 
@@ -107,6 +110,7 @@ def _launch(p: Tensor, v: Tensor, dim: int, name: str) -> Tensor:
     dtype = statistics_dtype(p.dtype)
     # with whole ones, too many registers where numbers are read one by one
     t = tiles(x.classes, x.inner, dtype, tensors=2, chunk=CHUNK // 2)
+    t = split_tiles(t, x.classes, x.inner)
     kind, programs = tile_of(x, t, dtype), t.programs(x.rows)
     pair = (x.tensor, u.tensor)
     with on_device(p):

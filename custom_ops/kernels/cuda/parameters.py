@@ -32,6 +32,7 @@ class Kind(NamedTuple):
     CHUNKS: int  #: programs a row, rounded up to a power of two
     STEPS: int  #: tiles that a program takes one after the other
     LANES: int  #: parts of a tile's row whose sums are kept apart
+    REST: int = 0  #: classes of a row's second tile, or 0
     EDGE: int = 0  #: numbers of a vector, where rows begin between two (`layout.View.edge`)
     SOFT: bool = False  #: the target holds probabilities
     SMOOTHING: str = "none"  #: or "some", or "all" (ε = 1)
@@ -47,6 +48,7 @@ class Kind(NamedTuple):
             CHUNKS=chunks,
             STEPS=t.steps,
             LANES=t.lanes,
+            REST=t.rest,
         )
 
 

@@ -12,8 +12,8 @@ from custom_ops.kernels.cuda.launch import fresh, launch, on_device
 from custom_ops.kernels.cuda.layout import fresh_like, unview, view
 from custom_ops.kernels.cuda.parameters import tile_of
 from custom_ops.kernels.cuda.rows import chunk_cells, dense, multiples, place, placed
-from custom_ops.kernels.cuda.tile import across, located, read, write
-from custom_ops.kernels.cuda.tiles import tiles
+from custom_ops.kernels.cuda.tile import across, located, located_rest, read, write
+from custom_ops.kernels.cuda.tiles import split_tiles, tiles
 from custom_ops.kernels.cuda.turns import announced, awaited, counters, drawn, lead
 from custom_ops.kernels.problem import statistics_dtype
 
@@ -30,14 +30,22 @@ def normalised(z, M, S, LOG: tl.constexpr):
 
 @triton.jit(do_not_specialize=["rows"])
 def softmax_whole(z, y, rows, sizes, LOG: tl.constexpr, KIND: tl.constexpr):
-    """Rows that fit in a tile."""
+    """Rows that fit in a tile, or in two."""
     shape = multiples(rows, sizes, KIND)
     rows, classes, inner, _ = shape
     r, first, _ = place(rows, 1, KIND)
     tile = located(r, first, shape, KIND)
     x = read(z, tile, r < rows, float("-inf"), KIND).to(KIND.ACC)
     M = tl.max(x, 1)
+    if KIND.REST > 0:
+        rest = located_rest(r, shape, KIND)
+        more = read(z, rest, r < rows, float("-inf"), KIND).to(KIND.ACC)
+        M = tl.maximum(M, tl.max(more, 1))
     S = tl.sum(tl.exp(x - M[:, None]), 1)
+    if KIND.REST > 0:
+        S += tl.sum(tl.exp(more - M[:, None]), 1)
+        to = across(rest, r, inner, dense(classes, inner), KIND)
+        write(y, to, r < rows, normalised(more, M, S, LOG), KIND)
     to = across(tile, r, inner, dense(classes, inner), KIND)
     write(y, to, r < rows, normalised(x, M, S, LOG), KIND)
 
@@ -95,7 +103,7 @@ def softmax(input: Tensor, dim: int, log: bool) -> Tensor:
     if input.numel() == 0:
         return unview(y, dim)
     dtype = statistics_dtype(input.dtype)
-    t = tiles(z.classes, z.inner, dtype, tensors=1)
+    t = split_tiles(tiles(z.classes, z.inner, dtype, tensors=1), z.classes, z.inner)
     kind, programs = tile_of(z, t, dtype), t.programs(z.rows)
     with on_device(input):
         if t.chunks == 1:

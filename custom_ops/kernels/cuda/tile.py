@@ -5,12 +5,24 @@ import triton.language as tl
 
 from custom_ops.kernels.cuda.rows import cells
 
-__all__ = ["across", "located", "read", "write"]
+__all__ = ["across", "located", "located_rest", "read", "write"]
 
 
 @triton.jit
 def located(r, first, shape, KIND: tl.constexpr):
-    """The tile of the rows r that has its first place there, for `read` and `write`.
+    """The tile of the rows r that has its first place there, for `read` and `write`."""
+    return span(r, first, shape, KIND.BLOCK, KIND)
+
+
+@triton.jit
+def located_rest(r, shape, KIND: tl.constexpr):
+    """The second tile of the rows r, where they have two."""
+    return span(r, KIND.BLOCK, shape, KIND.REST, KIND)
+
+
+@triton.jit
+def span(r, first, shape, BLOCK: tl.constexpr, KIND: tl.constexpr):
+    """The tile of so many places.
 
     As [row, place]: the class k, where it lies, whether there is such a class, and whether it is
     read with the others; last, whether any place is not. Where rows begin between two vectors of
@@ -18,17 +30,17 @@ def located(r, first, shape, KIND: tl.constexpr):
     the classes those in whole vectors are read with the others, a row's ends apart from them.
     """
     _, classes, inner, stride = shape
-    k = first + tl.arange(0, KIND.BLOCK)[None, :]
+    k = first + tl.arange(0, BLOCK)[None, :]
     if KIND.EDGE == 0:
         at, there = cells(r, k, inner, stride), k < classes
-        whole, cut = there, first + KIND.BLOCK > classes
+        whole, cut = there, first + BLOCK > classes
     else:
         start = r.to(tl.int64) * stride
         begun = start // KIND.EDGE * KIND.EDGE
         off = (start - begun).to(tl.int32)[:, None]
         vector = k // KIND.EDGE * KIND.EDGE
         whole = (vector >= off) & (vector + KIND.EDGE <= off + classes)
-        cut = (first == 0) | (first + KIND.BLOCK + KIND.EDGE > classes)
+        cut = (first == 0) | (first + BLOCK + KIND.EDGE > classes)
         at, k = begun[:, None] + k, k - off
         there = (k >= 0) & (k < classes)
     return k, at, there, whole, cut

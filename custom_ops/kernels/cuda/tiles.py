@@ -22,6 +22,7 @@ __all__ = [
     "edged_tiles",
     "elementwise_tiles",
     "power_of_two",
+    "split_tiles",
     "stepped_tiles",
     "tiles",
 ]
@@ -51,6 +52,7 @@ class Tiles(NamedTuple):
     warps: int
     steps: int = 1  #: tiles that a program takes one after the other
     lanes: int = 1  #: parts of a tile's row whose sums are kept apart until the last step
+    rest: int = 0  #: classes of a second tile, where a row that is needed whole has two
 
     def programs(self, rows: int) -> int:
         """How many tiles cover `rows` rows."""
@@ -77,6 +79,19 @@ def tiles(classes: int, inner: int, dtype: torch.dtype, tensors: int, chunk: int
     least = SHARERS if whole <= SHORT else 1
     warps = min(max(rows * block * narrow(dtype) // PER_WARP, least), 32)
     return Tiles(rows, block, ceil_div(classes, block), warps)
+
+
+def split_tiles(t: Tiles, classes: int, inner: int) -> Tiles:
+    """Return two tiles for rows that are needed whole, where an eighth of one would be idle.
+
+    The second has what the larger power of two below the classes leaves. A thread then keeps fewer
+    numbers, and twice as many programs may be under way.
+    """
+    block = t.classes // 2
+    rest = max(power_of_two(classes - block), NARROWEST if inner == 1 else NARROWEST_SLICE)
+    if t.chunks > 1 or 8 * (t.classes - classes) <= t.classes or rest >= block:
+        return t
+    return t._replace(classes=block, rest=rest)
 
 
 def stepped_tiles(t: Tiles, classes: int, inner: int, dtype: torch.dtype, vector: int) -> Tiles:
