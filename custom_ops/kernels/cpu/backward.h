@@ -114,22 +114,50 @@ void backward_row(const Problem<acc_of<T>>& problem, const Upstream<acc_of<T>>& 
   }
 }
 
+// What the gradient of a block's rows is made of: a, g and the label's own share.
 template <typename acc_t>
-void backward_block(const Problem<acc_t>& problem, const Upstream<acc_t>& up, acc_t mean_weight,
-                    const Sink<acc_t>& sink, const View& out, const Block& b) {
-  const View& x = problem.x;
-  const Source<acc_t> source(x.tensor);
-  const Cap<acc_t> cap(problem.o);
-  Tile<acc_t> tile(source, x, b);
-  SliceSink<acc_t> to(sink, out, b);
-  Tile<acc_t> probabilities(problem.target.probabilities, x, b, x.classes * x.inner);
+struct BlockFactors {
   BlockLabels<acc_t> labels;
-  acc_t m[BLOCK], g[BLOCK], at_label[BLOCK], a[BLOCK];
-  const acc_t *M = up.max + b.first, *L = up.log_sum + b.first;
-  for (int64_t i = 0; i < b.n; ++i) g[i] = up.g[b.first + i];
-  if (problem.soft()) {
+  acc_t a[BLOCK], g[BLOCK], at_label[BLOCK];
+
+  BlockFactors(const Problem<acc_t>& problem, const Upstream<acc_t>& up, acc_t mean_weight,
+               Tile<acc_t>& probabilities, const Block& b) {
+    acc_t m[BLOCK];  // Σ_k ỹ_k
+    for (int64_t i = 0; i < b.n; ++i) g[i] = up.g[b.first + i];
+    if (problem.soft()) {
+      add_masses(problem, probabilities, b, m);
+    } else {
+      labels.read(problem.target.labels + b.first, b.n, problem.x.classes, problem.o.ignore_index);
+      for (int64_t i = 0; i < b.n; ++i) {
+        m[i] = problem.weight ? problem.weight[labels.t[i]] : acc_t(1);
+        at_label[i] = problem.rest() * m[i] * g[i];
+      }
+    }
+    const bool all = !problem.soft() && problem.weight && problem.smooth();
+    const acc_t of_all = acc_t(problem.o.label_smoothing) * mean_weight;
+    each_vector<acc_t>(b.n, [&](int64_t i, int64_t n) INLINE {
+      auto mass = Vec<acc_t>::loadu(m + i, n);
+      if (all) mass = fmadd(Vec<acc_t>(problem.rest()), mass, Vec<acc_t>(of_all));
+      if (problem.o.z_loss) {
+        const auto lse = Vec<acc_t>::loadu(up.max + b.first + i, n) +
+            Vec<acc_t>::loadu(up.log_sum + b.first + i, n);
+        mass = fmadd(Vec<acc_t>(acc_t(2 * problem.o.z_loss)), lse, mass);
+      }
+      const auto G = Vec<acc_t>::loadu(g + i, n);
+      const auto factor =
+          up.q.data ? fmadd(G, mass, Vec<acc_t>::loadu(up.q.data + b.first + i, n)) : G * mass;
+      factor.store(a + i, n);
+    });
+    for (int64_t i = 0; !labels.all_count && i < b.n; ++i) {
+      a[i] = labels.counts[i] ? a[i] : acc_t(NAN);
+    }
+  }
+
+ private:
+  static void add_masses(const Problem<acc_t>& problem, Tile<acc_t>& probabilities, const Block& b,
+                         acc_t* m) {
     double mass[BLOCK];
-    each_run(x.classes, [&](int64_t first, int64_t count) {
+    each_run(problem.x.classes, [&](int64_t first, int64_t count) {
       const acc_t* y = probabilities.read(first, count);
       const auto share = [&](int64_t k, int64_t i, int64_t n) INLINE {
         const Vec<acc_t> w(problem.weight ? problem.weight[first + k] : acc_t(1));
@@ -138,31 +166,22 @@ void backward_block(const Problem<acc_t>& problem, const Upstream<acc_t>& up, ac
       block_add<acc_t>(count, b.n, mass, share, first == 0);
     });
     std::copy_n(mass, b.n, m);
-  } else {
-    labels.read(problem.target.labels + b.first, b.n, x.classes, problem.o.ignore_index);
-    for (int64_t i = 0; i < b.n; ++i) {
-      m[i] = problem.weight ? problem.weight[labels.t[i]] : acc_t(1);
-      at_label[i] = problem.rest() * m[i] * g[i];
-    }
   }
-  each_vector<acc_t>(b.n, [&](int64_t i, int64_t n) INLINE {
-    auto mass = Vec<acc_t>::loadu(m + i, n);
-    if (!problem.soft() && problem.weight && problem.smooth()) {
-      mass = fmadd(Vec<acc_t>(problem.rest()), mass,
-                   Vec<acc_t>(acc_t(problem.o.label_smoothing) * mean_weight));
-    }
-    if (problem.o.z_loss) {
-      const auto lse = Vec<acc_t>::loadu(M + i, n) + Vec<acc_t>::loadu(L + i, n);
-      mass = fmadd(Vec<acc_t>(acc_t(2 * problem.o.z_loss)), lse, mass);
-    }
-    const auto G = Vec<acc_t>::loadu(g + i, n);
-    const auto factor =
-        up.q.data ? fmadd(G, mass, Vec<acc_t>::loadu(up.q.data + b.first + i, n)) : G * mass;
-    factor.store(a + i, n);
-  });
-  if (!labels.all_count) {
-    for (int64_t i = 0; i < b.n; ++i) a[i] = labels.counts[i] ? a[i] : acc_t(NAN);
-  }
+};
+
+template <typename acc_t>
+void backward_block(const Problem<acc_t>& problem, const Upstream<acc_t>& up, acc_t mean_weight,
+                    const Sink<acc_t>& sink, const View& out, const Block& b) {
+  const View& x = problem.x;
+  const Source<acc_t> source(x.tensor);
+  const Cap<acc_t> cap(problem.o);
+  Tile<acc_t> tile(source, x, b);
+  Tile<acc_t> probabilities(problem.target.probabilities, x, b, x.classes * x.inner);
+  SliceSink<acc_t> to(sink, out, b);
+  const BlockFactors<acc_t> factors(problem, up, mean_weight, probabilities, b);
+  const BlockLabels<acc_t>& labels = factors.labels;
+  const acc_t *a = factors.a, *g = factors.g, *at_label = factors.at_label;
+  const acc_t *M = up.max + b.first, *L = up.log_sum + b.first;
 
   // `plain`: labels whose rows all count, neither smoothed nor of capped logits
   const auto write = [&](auto plain) INLINE {
