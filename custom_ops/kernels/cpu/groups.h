@@ -82,7 +82,9 @@ inline INLINE void read_rows(Float (&v)[GROUP], const Group& group, int64_t clas
   for (int64_t r = 0; r < GROUP; ++r) {
     const __mmask16 there = r < group.n ? all : 0, mask = there & tail;
     Float x = empty;
-    if constexpr (vectors == 2) x = _mm512_mask_mov_ps(empty, there, join(empty, term(r, 0, there)));
+    if constexpr (vectors == 2) {
+      x = _mm512_mask_mov_ps(empty, there, join(empty, term(r, 0, there)));
+    }
     if constexpr (vectors == 0) {
       for (int64_t k = 0; there && k < last; k += GROUP) x = join(x, term(r, k, all));
     }
@@ -174,8 +176,8 @@ inline INLINE Float exponentials(const Group& group, const Lanes& lanes, const f
   });
 }
 
-// Lane r of column k is class k of row r, of sixteen rows from z. Four numbers are read at a time, at
-// the end of the last row up to three that lie behind it.
+// Lane r of column k is class k of row r, of sixteen rows from z. Four numbers are read at a time,
+// at the end of the last row up to three that lie behind it.
 template <int C>
 inline INLINE void columns(const float* z, Float (&column)[C]) {
   for (int k = 0; k < C; k += 4) {
@@ -227,8 +229,8 @@ inline INLINE void group_statistics(const Group& group, const float* z, int64_t 
   S = joined_lanes(column, Plus());
 }
 
-// Calls f with the number of classes as a constant, the one of 1 … 16 that is equal; returns whether
-// there is one.
+// Calls f with the number of classes as a constant, the one of 1 … 16 that is equal; returns
+// whether there is one.
 template <typename F>
 bool with_constant(int64_t classes, F f) {
   return [&]<int... C>(std::integer_sequence<int, C...>) {
